@@ -1,0 +1,114 @@
+"""The function for notebooks: a trace, a loss and an optimizer in, parameters out."""
+
+from typing import Any, Callable, NamedTuple, Optional
+
+import numpy as np
+import optax
+
+from asgd.cluster.trace import Trace
+from asgd.emulation.debug import DebugEmulator
+from asgd.emulation.driver import Emulator
+
+
+class EmulationResult(NamedTuple):
+    """What :func:`asgd.emulate` returns.
+
+    Attributes:
+      params: the final server parameters, the tree that came in.
+      losses: [T], loss of each gradient event at its own snapshot.
+      model_state: final running statistics, or None.
+    """
+
+    params: Any
+    losses: np.ndarray
+    model_state: Any
+
+
+def make_emulator(loss_fn, tx, params, trace, batches, *, backend="shard_map", **options):
+    """Returns the :class:`Emulator`, or with ``backend="debug"`` the plain Python reference."""
+    if backend != "debug":
+        return Emulator(loss_fn, tx, params, trace, batches, backend=backend, **options)
+    if options.get("num_devices", 1) != 1:
+        raise ValueError(
+            f"backend='debug' runs on one device, but num_devices={options['num_devices']}")
+    for name in ("num_devices", "layout", "waves_per_call"):
+        options.pop(name, None)
+    return DebugEmulator(loss_fn, tx, params, trace, batches, **options)
+
+
+def emulate(
+    loss_fn: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    params: Any,
+    trace: Trace,
+    batches: Any,
+    *,
+    num_devices: int = 1,
+    backend: str = "shard_map",
+    worker_tx: Optional[optax.GradientTransformation] = None,
+    layout: str = "sharded",
+    waves_per_call: Optional[int] = None,
+    seed: int = 0,
+    model_state: Any = None,
+    model_state_decay: float = 0.9,
+) -> EmulationResult:
+    r"""Executes a trace of asynchronous SGD exactly and deterministically.
+
+    For every event e of the trace, in order, with :math:`\theta^{(v)}` the parameters at
+    version v and r its ``read_version``,
+
+    .. math::
+      g_e = \nabla f(\theta^{(r)};\, b_e), \qquad
+      \theta \leftarrow \theta + \mathrm{tx}(g_e;\ \theta, \theta^{(r)}, \tau_e, \dots)
+
+    and the version counts up where the trace says so. The result has the same bits for every
+    number of devices, backend (``debug`` apart, which rounds as it goes) and waves per call.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch)`` or ``loss_fn(params, batch, key)`` returning a scalar;
+        event e gets ``jax.random.fold_in(jax.random.key(seed), e)``.
+      tx: the server's Optax transformation. On each applied gradient it is given ``staleness``
+        (int32 scalar, updates), ``stale_params`` (the snapshot), ``worker`` (int32 scalar),
+        ``delay`` (float32 scalar, virtual seconds) and ``update`` (bool scalar).
+      params: initial parameters, any tree of arrays.
+      trace: what happened, T events; dropped ones change nothing.
+      batches: a tree of arrays with a leading axis [T], row e for event e, or a callable from
+        an array of consecutive event numbers [n] to such rows.
+
+    Other args:
+      num_devices: devices that compute gradients side by side, as the trace allows.
+      backend: ``"shard_map"``, ``"pmap"``, ``"jit"`` (one device), or ``"debug"``, a plain
+        Python loop to step through.
+      worker_tx: an Optax transformation that every worker applies to its own whole gradients
+        before it sends them, with a state of its own; gets ``params`` (its snapshot).
+      layout: ``"sharded"``, where a device holds its part of every leaf and ``tx`` must be
+        elementwise, or ``"replicated"``.
+      waves_per_call: waves in one compiled call; chosen by batch size if None.
+      seed: of the keys.
+      model_state: running statistics (batch norm), or None. When given, ``loss_fn`` returns
+        ``(loss, statistics)`` with the statistics b of its own batch, and the server keeps
+        :math:`s \leftarrow d s + (1 - d) b` with each applied gradient in event order.
+      model_state_decay: d.
+
+    Returns:
+      An :class:`EmulationResult` with ``params``, ``losses`` and ``model_state``.
+
+    Raises:
+      ValueError: for arguments that do not fit, naming them.
+      NonFiniteLossError: naming the event, worker and staleness of the first loss that is not
+        finite.
+
+    Example:
+      >>> import asgd, jax.numpy as jnp, optax
+      >>> trace = asgd.Trace(worker=[0, 1, 0], read_version=[0, 0, 1])
+      >>> result = asgd.emulate(lambda p, b: 0.5 * b * p**2, optax.sgd(0.5), jnp.array(1.0),
+      ...                       trace, jnp.ones(3))
+      >>> print(result.params, result.losses)  # 1 -> 0.5 -> 0 -> -0.25
+      -0.25 [0.5   0.5   0.125]
+    """
+    emulator = make_emulator(
+        loss_fn, tx, params, trace, batches, num_devices=num_devices, backend=backend,
+        worker_tx=worker_tx, layout=layout, waves_per_call=waves_per_call, seed=seed,
+        model_state=model_state, model_state_decay=model_state_decay)
+    state, losses = emulator.run(emulator.init())
+    return EmulationResult(emulator.params(state), losses, emulator.model_state(state))

@@ -1,0 +1,98 @@
+"""Takes what a user passes (a loss, batches) and gives it one form, or says what is wrong."""
+
+import inspect
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asgd.cluster.trace import Trace
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss was infinite or not a number; `event`, `worker` and `staleness` say whose."""
+
+    def __init__(self, event: int, loss: float, trace: Trace):
+        self.event = event
+        self.worker = int(trace.worker[event])
+        self.staleness = int(trace.version[event] - trace.read_version[event])
+        super().__init__(f"loss is {loss} at event {event} (worker {self.worker}, "
+                         f"staleness {self.staleness})")
+
+
+def check_losses(losses: np.ndarray, start: int, trace: Trace) -> None:
+    """Raises :class:`NonFiniteLossError` for the first bad loss of the events from ``start``."""
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        raise NonFiniteLossError(int(start + bad[0]), float(losses[bad[0]]), trace)
+
+
+def uniform_loss(loss_fn: Callable[..., Any], has_statistics: bool) -> Callable[..., Any]:
+    """Returns ``loss(params, batch, key) -> (scalar, statistics or None)``.
+
+    ``loss_fn`` may take a key or not; with statistics it returns the pair itself.
+    """
+    try:
+        positional = [p for p in inspect.signature(loss_fn).parameters.values()
+                      if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    except (TypeError, ValueError):
+        positional = [None, None]
+    takes_key = len(positional) >= 3
+
+    def loss(params, batch, key):
+        out = loss_fn(params, batch, key) if takes_key else loss_fn(params, batch)
+        return out if has_statistics else (out, None)
+
+    return loss
+
+
+def check_loss(loss: Callable[..., Any], params: Any, model_state: Any, batch: Any) -> None:
+    """Raises ValueError unless the loss is a scalar and its statistics look like the state."""
+    out = jax.eval_shape(loss, params, batch, jax.random.key(0))
+    if not (isinstance(out, tuple) and len(out) == 2):
+        raise ValueError("loss_fn must return (loss, statistics) when model_state is given")
+    value, statistics = out
+    if not hasattr(value, "shape") or value.shape != ():
+        got = getattr(value, "shape", type(value).__name__)
+        raise ValueError(f"loss_fn must return a scalar, got {got}"
+                         + ("; pass model_state to return statistics too"
+                            if isinstance(value, tuple) else ""))
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"loss_fn must return a real floating scalar, got {value.dtype}")
+    want = jax.tree.map(jnp.shape, model_state)
+    got = jax.tree.map(jnp.shape, statistics)
+    if got != want:
+        raise ValueError(f"loss_fn's statistics have shapes {got}, but model_state has {want}")
+
+
+def row_reader(batches: Any, num_events: int) -> Callable[[int, int], Any]:
+    """Returns ``rows(start, stop)``, the batches of a range of events, leading axis first.
+
+    Args:
+      batches: a tree with a leading axis [T], or a callable from event numbers to such rows.
+      num_events: T.
+
+    Raises:
+      ValueError: when a leaf has another leading axis.
+    """
+
+    def check(tree, count, what):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        for path, leaf in leaves:
+            shape = np.shape(leaf)
+            if not shape or shape[0] != count:
+                name = jax.tree_util.keystr(path) or "the array"
+                raise ValueError(f"batches: {what} must have a leading axis of {count}, one row "
+                                 f"for each event, but {name} has shape {shape}")
+
+    if callable(batches):
+        def rows(start, stop):
+            out = batches(np.arange(start, stop))
+            check(out, stop - start, "the rows returned")
+            return out
+        return rows
+
+    check(batches, num_events, "every leaf")
+    batches = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.asarray(x), batches)
+    return lambda start, stop: jax.tree.map(lambda x: x[start:stop], batches)

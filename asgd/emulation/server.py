@@ -1,0 +1,150 @@
+"""Topology 1: a parameter server (papers A, C and E)."""
+
+from typing import Any, NamedTuple, Optional
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from asgd.cluster.trace import Trace
+from asgd.emulation import ring
+from asgd.emulation.waves import Plan
+
+
+class ServerState(NamedTuple):
+    """What the emulated cluster remembers between waves; trees are in the layout's form.
+
+    Attributes:
+      params: the server's parameters.
+      snapshots: ring [num_slots] of the versions that are still to be read.
+      opt_state: state of the server's transformation.
+      worker_state: ring [num_workers] of the workers' own transformation states.
+      model_state: the server's running statistics, whole on every device, or None.
+    """
+
+    params: Any
+    snapshots: Any
+    opt_state: Any
+    worker_state: Any
+    model_state: Any
+
+
+class Event(NamedTuple):
+    """What is known of each event of a wave, arrays [W]."""
+
+    number: Any
+    worker: Any
+    staleness: Any
+    delay: Any
+    update: Any
+    applied: Any
+    read_slot: Any
+    write_slot: Any
+
+
+def describe_events(trace: Trace, plan: Plan, events: np.ndarray) -> Event:
+    """Returns what the program needs to know of events, in NumPy arrays like ``events``."""
+    return Event(
+        number=events.astype(np.uint32),
+        worker=trace.worker[events],
+        staleness=(trace.version - trace.read_version)[events].astype(np.int32),
+        delay=(trace.finish_time - trace.start_time)[events].astype(np.float32),
+        update=trace.updates[events],
+        applied=trace.applied[events],
+        read_slot=plan.read_slot[events],
+        write_slot=plan.write_slot[events],
+    )
+
+
+class ParameterServer:
+    """Applies gradients in the order of the trace.
+
+    Args:
+      tx: the server's transformation, called on each applied gradient with the extra arguments
+        ``staleness``, ``stale_params``, ``worker``, ``delay`` and ``update``.
+      worker_tx: the workers' transformation, on whole gradients, or None.
+      layout: where trees live, from :mod:`asgd.emulation.ring`.
+      trace: the trace; facts that hold for all of it (every gradient makes an update, none is
+        dropped) shorten the program.
+      plan: its plan.
+      params: shapes of the parameters.
+      model_state_decay: decay d of the running statistics, :math:`s \\leftarrow d s + (1-d) b`.
+    """
+
+    def __init__(self, tx, worker_tx, layout, trace: Trace, plan: Plan, params,
+                 model_state_decay: float):
+        self.tx = optax.with_extra_args_support(tx)
+        self.worker_tx = optax.with_extra_args_support(worker_tx or optax.identity())
+        self._layout = layout
+        self._plan = plan
+        self._num_workers = trace.num_workers
+        self._params = params
+        self._decay = model_state_decay
+        self._all_update = bool(trace.updates.all())
+        self._all_applied = bool(trace.applied.all())
+        self._all_written = bool((plan.write_slot >= 0).all())
+        self._worker_state = jax.eval_shape(self.worker_tx.init, params)
+
+    def init(self, params: Any, worker_state: Any, model_state: Any) -> ServerState:
+        """Returns the state before the first event, from trees in the layout's form."""
+        return ServerState(
+            params=params,
+            snapshots=ring.repeat(params, self._plan.num_slots),
+            opt_state=jax.tree.map(_strong, self.tx.init(params)),
+            worker_state=ring.repeat(worker_state, self._num_workers),
+            model_state=model_state,
+        )
+
+    def views(self, state: ServerState, wave: Event) -> Any:
+        """Returns what this device's k workers compute on: (snapshots, worker states)."""
+        return (self._layout.fetch(state.snapshots, wave.read_slot, self._params),
+                self._layout.fetch(state.worker_state, wave.worker, self._worker_state)
+                if jax.tree.leaves(self._worker_state) else self._worker_state)
+
+    def on_worker(self, gradient: Any, view: Any, worker: jax.Array) -> Any:
+        """Returns what the worker sends: its transformed gradient, and its new state."""
+        params, worker_state = view
+        return self.worker_tx.update(gradient, worker_state, params, worker=worker)
+
+    def collect(self, sent: Any, statistics: Any) -> Any:
+        """Brings what the workers sent to where it is applied: trees with a leading axis [W]."""
+        return self._layout.collect(sent), self._layout.gather(statistics)
+
+    def apply(self, state: ServerState, arrived: Any, event: Event) -> ServerState:
+        """Applies one event: a gradient, the worker's new state, and its batch statistics."""
+        if self._all_applied:
+            return self._apply(state, arrived, event)
+        # A loop of no or one turn: unlike a conditional it never copies what it leaves alone.
+        return lax.fori_loop(0, event.applied.astype(int),
+                             lambda _, s: self._apply(s, arrived, event), state)
+
+    def _apply(self, state, arrived, event):
+        (gradient, worker_state), statistics = arrived
+        worker_state = ring.write(state.worker_state, event.worker, worker_state)
+        update = np.bool_(True) if self._all_update else event.update
+        updates, opt_state = self.tx.update(
+            gradient, state.opt_state, state.params, staleness=event.staleness,
+            stale_params=ring.read(state.snapshots, event.read_slot), worker=event.worker,
+            delay=event.delay, update=update)
+        params = optax.apply_updates(state.params, updates)
+        if not self._all_update:
+            params = jax.tree.map(lambda new, old: jnp.where(update, new, old),
+                                  params, state.params)
+        opt_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype),
+                                 opt_state, state.opt_state)
+        if self._all_written:
+            snapshots = ring.write(state.snapshots, event.write_slot, params)
+        else:
+            snapshots = lax.fori_loop(
+                0, (event.write_slot >= 0).astype(int),
+                lambda _, r: ring.write(r, event.write_slot, params), state.snapshots)
+        model_state = jax.tree.map(lambda s, b: (self._decay * s + (1 - self._decay) * b),
+                                   state.model_state, statistics)
+        return ServerState(params, snapshots, opt_state, worker_state, model_state)
+
+
+def _strong(leaf: Optional[jax.Array]):
+    """Drops a weak type, which would change what a loop carries."""
+    return lax.convert_element_type(leaf, leaf.dtype)

@@ -1,0 +1,21 @@
+"""Data sets, models and losses: what the workers of the virtual cluster compute."""
+
+from asgd.workloads.augmentation import pad_crop_flip
+from asgd.workloads.datasets import Dataset, DatasetNotPrepared, load
+from asgd.workloads.models import MLP, ResNet20, SmallCNN, create
+from asgd.workloads.sampling import EventSampler
+from asgd.workloads.task import Task, make_task
+
+__all__ = [
+    "Dataset",
+    "DatasetNotPrepared",
+    "EventSampler",
+    "MLP",
+    "ResNet20",
+    "SmallCNN",
+    "Task",
+    "create",
+    "load",
+    "make_task",
+    "pad_crop_flip",
+]

@@ -1,0 +1,84 @@
+"""The sample stream: permutations, purity, and hardsync against one big batch."""
+
+import numpy as np
+import pytest
+
+from asgd.workloads.sampling import EventSampler
+
+SIZES = [(10, 3), (12, 4), (7, 7), (100, 1), (97, 32)]
+
+
+@pytest.mark.parametrize("num_examples, batch_size", SIZES)
+def test_each_pass_is_a_fresh_permutation(num_examples, batch_size):
+    sampler = EventSampler(num_examples, batch_size, seed=3)
+    passes = 4
+    events = np.arange(-(-passes * num_examples // batch_size))
+    rows = sampler.indices(events)
+    assert rows.shape == (len(events), batch_size)
+    assert rows.dtype == np.int32
+    stream = rows.ravel()[: passes * num_examples].reshape(passes, num_examples)
+    np.testing.assert_array_equal(np.sort(stream), [np.arange(num_examples)] * passes)
+    assert len({tuple(one) for one in stream.tolist()}) == passes
+
+
+@pytest.mark.parametrize("num_examples, batch_size", SIZES)
+def test_rows_depend_on_the_event_alone(num_examples, batch_size):
+    events = np.random.default_rng(0).integers(0, 1000, size=50)
+    together = EventSampler(num_examples, batch_size, seed=1).indices(events)
+    for event, row in zip(events, together, strict=True):
+        alone = EventSampler(num_examples, batch_size, seed=1).indices([event])
+        np.testing.assert_array_equal(alone, row[None])
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_hardsync_gradients_use_the_samples_of_one_big_batch(workers):
+    small = EventSampler(num_examples=50, batch_size=4, seed=9)
+    big = EventSampler(num_examples=50, batch_size=4 * workers, seed=9)
+    updates = np.arange(40)
+    gradients = small.indices(np.arange(40 * workers))
+    np.testing.assert_array_equal(gradients.reshape(40, -1), big.indices(updates))
+
+
+def test_pass_order_is_the_documented_one():
+    for number in (0, 1, 5):
+        seeds = np.random.SeedSequence([11, number])
+        expected = np.random.default_rng(seeds).permutation(20)
+        found = EventSampler(20, 5, seed=11).indices(np.arange(4 * number, 4 * number + 4))
+        np.testing.assert_array_equal(found.ravel(), expected)
+
+
+def test_seeds_differ():
+    first, second = (EventSampler(100, 10, seed=seed).indices([0]) for seed in (0, 1))
+    assert (first != second).any()
+
+
+def test_far_events_and_no_events():
+    sampler = EventSampler(num_examples=50000, batch_size=128, seed=0)
+    rows = sampler.indices(np.array([2**40]))
+    assert rows.min() >= 0
+    assert rows.max() < 50000
+    assert sampler.indices(np.array([], np.int64)).shape == (0, 128)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ((10, 11, 0), "batch_size must be an integer from 1 to 10 .num_examples"),
+    ((10, 0, 0), "batch_size must be"),
+    ((10, 2.5, 0), "batch_size must be"),
+    ((0, 1, 0), "num_examples must be"),
+    ((10, 1, -1), "seed must be an integer from 0 to 4294967295"),
+    ((10, 1, 2**32), "seed must be"),
+    ((10, True, 0), "batch_size must be"),
+])
+def test_bad_fields_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EventSampler(*arguments)
+
+
+@pytest.mark.parametrize("events, message", [
+    ([-1], "events must be 0 or more, not -1"),
+    ([0.5], "events must be a one-dimensional array of integers"),
+    (3, "events must be a one-dimensional array of integers"),
+])
+def test_bad_events_are_refused(events, message):
+    with pytest.raises(ValueError, match=message):
+        EventSampler(10, 2, 0).indices(events)
