@@ -209,6 +209,11 @@ class Trace:
         """How many updates the server makes; parameters end at this version."""
         return int(np.count_nonzero(self.updates))
 
+    def head(self, num_gradients: int) -> "Trace":
+        """Returns the trace of the first `num_gradients` events."""
+        columns = {name: getattr(self, name)[:num_gradients] for name in storage.COLUMNS}
+        return dataclasses.replace(self, **columns)
+
     summary = statistics.summary
     staleness_histogram = statistics.staleness_histogram
     per_worker = statistics.per_worker

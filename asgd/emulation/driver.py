@@ -76,14 +76,11 @@ class Emulator:
         """Returns the emulated cluster before the first event, on the devices."""
         worker_state = self._topology.worker_tx.init(self._params)
         whole = ring.Replicated(self._spmd.num_devices)
-        mine = (self._layout.split(self._params), self._layout.split(worker_state),
-                whole.split(self._model_state))
-
-        def init(carry, mine, shared):
-            del shared
-            return carry, self._topology.init(*mine)
-
-        return self._spmd.compile(init, donate=False)((), self._spmd.put(mine), ())[1]
+        mine = self._spmd.put((self._layout.split(self._params), self._layout.split(worker_state),
+                               whole.split(self._model_state)))
+        return self._spmd.compile(
+            lambda carry, mine, shared: (carry, self._topology.init(*mine)), donate=False)(
+                (), mine, ())[1]
 
     def run(self, state: Any, start: int = 0, stop: Optional[int] = None):
         """Executes the events ``start .. stop - 1``.
@@ -130,6 +127,22 @@ class Emulator:
     def model_state(self, state: Any) -> Any:
         """Returns the server's running statistics as the tree that came in."""
         return jax.tree.map(lambda x: x[0], jax.device_get(state.model_state))
+
+    def save(self, state: Any) -> list[np.ndarray]:
+        """Returns the whole cluster as NumPy arrays, the same for any number of devices."""
+        return jax.tree.leaves(self._layout.join(jax.device_get(state), self._whole_state()))
+
+    def load(self, arrays: Sequence[np.ndarray]) -> Any:
+        """Inverse of :meth:`save`, also onto another number of devices."""
+        whole = self._whole_state()
+        state = jax.tree.unflatten(jax.tree.structure(whole), arrays)
+        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+                            jax.eval_shape(self.init))
+        return self._spmd.put(self._layout.split(state, part))
+
+    def _whole_state(self):
+        return jax.eval_shape(lambda: self._topology.init(
+            self._params, self._topology.worker_tx.init(self._params), self._model_state))
 
     def _prepare(self, begin, end):
         """Returns the first event of a call, which places are taken, and the call's arrays."""

@@ -40,13 +40,25 @@ class Replicated:
     def __init__(self, num_devices: int):
         self.num_devices = num_devices
 
-    def split(self, tree: Any) -> Any:
-        """Returns NumPy arrays with a leading axis [D]: what each device holds of the tree."""
+    def split(self, tree: Any, like: Any = None) -> Any:
+        """Returns NumPy arrays with a leading axis [D]: what each device holds of the tree.
+
+        Args:
+          tree: whole trees.
+          like: shapes of a device's part; needed for rings and states, whose leaves may have
+            an axis of rows or not be split at all.
+        """
+        del like
         return jax.tree.map(
             lambda x: np.broadcast_to(np.asarray(x), (self.num_devices,) + np.shape(x)), tree)
 
     def join(self, tree: Any, like: Any) -> Any:
-        """Inverse of :meth:`split`, in NumPy."""
+        """Inverse of :meth:`split`, in NumPy, also of trees that were made from split ones.
+
+        Args:
+          tree: arrays with a leading axis [D].
+          like: shapes of the result.
+        """
         del like
         return jax.tree.map(lambda x: x[0], tree)
 
@@ -79,20 +91,34 @@ class Sharded(Replicated):
     Scalars are held whole.
     """
 
-    def split(self, tree: Any) -> Any:
-        def split_leaf(x):
+    def split(self, tree: Any, like: Any = None) -> Any:
+        def split_leaf(x, like=None):
             x = np.asarray(x)
-            if not x.ndim:
-                return np.broadcast_to(x, (self.num_devices,))
-            flat = np.zeros(self.num_devices * _shard_size(x, self.num_devices), x.dtype)
-            flat[:x.size] = x.ravel()
-            return flat.reshape((self.num_devices,) + (1,) * (x.ndim - 1) + (-1,))
+            part = like.shape if like is not None else self._part(x.shape)
+            if part == x.shape:
+                return np.broadcast_to(x, (self.num_devices,) + x.shape)
+            rows = x.reshape(_num_rows(part), -1)
+            padded = np.zeros((len(rows), self.num_devices * part[-1]), x.dtype)
+            padded[:, : rows.shape[1]] = rows
+            padded = padded.reshape(len(rows), self.num_devices, part[-1]).swapaxes(0, 1)
+            return padded.reshape((self.num_devices,) + part)
 
-        return jax.tree.map(split_leaf, tree)
+        return jax.tree.map(split_leaf, tree, *([] if like is None else [like]))
 
     def join(self, tree: Any, like: Any) -> Any:
-        return jax.tree.map(
-            lambda x, l: x.ravel()[: math.prod(l.shape)].reshape(l.shape), tree, like)
+        def join_leaf(x, like):
+            if x.shape[1:] == like.shape:
+                return x[0]
+            num_rows = _num_rows(x.shape[1:])
+            rows = x.reshape(self.num_devices, num_rows, -1).swapaxes(0, 1).reshape(num_rows, -1)
+            return rows[:, : math.prod(like.shape) // num_rows].reshape(like.shape)
+
+        return jax.tree.map(join_leaf, tree, like)
+
+    def _part(self, shape):
+        if not shape:
+            return ()
+        return (1,) * (len(shape) - 1) + (-(-math.prod(shape) // self.num_devices),)
 
     def fetch(self, ring: Any, rows: jax.Array, like: Any) -> Any:
         leaves, like_leaves = jax.tree.leaves(ring), jax.tree.leaves(like)
@@ -112,7 +138,7 @@ class Sharded(Replicated):
         leaves, treedef = jax.tree.flatten(trees)
 
         def to_shards(x):  # [k, ...] -> [D, k, shard]
-            size = _shard_size(x[0], self.num_devices)
+            size = self._part(x.shape[1:])[-1]
             flat = x.reshape(len(x), -1)
             flat = jnp.pad(flat, ((0, 0), (0, self.num_devices * size - flat.shape[1])))
             return flat.reshape(len(x), self.num_devices, size).swapaxes(0, 1)
@@ -120,12 +146,13 @@ class Sharded(Replicated):
         scalars = iter(self.gather([x for x in leaves if x.ndim == 1]))
         got = iter(_exchange([to_shards(x) for x in leaves if x.ndim > 1]))
         return jax.tree.unflatten(treedef, [
-            next(got).reshape((-1,) + (1,) * (x.ndim - 2) + (_shard_size(x[0], self.num_devices),))
+            next(got).reshape((-1,) + self._part(x.shape[1:]))
             if x.ndim > 1 else next(scalars) for x in leaves])
 
 
-def _shard_size(leaf, num_devices):
-    return -(-math.prod(leaf.shape) // num_devices)
+def _num_rows(part):
+    """Rows of a ring's part; that of a tree has one, as all but its last axis have size 1."""
+    return part[0] if len(part) > 1 else 1
 
 
 def _exchange(arrays):

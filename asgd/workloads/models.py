@@ -139,6 +139,7 @@ def _batch_norm(train, name):
 
 
 _MODELS = {"cnn": SmallCNN, "mlp": MLP, "resnet20": ResNet20}
+NAMES = tuple(_MODELS)
 
 
 def create(name: str, num_classes: int, **kwargs) -> nn.Module:

@@ -1,0 +1,1 @@
+"""The training program: config to metrics, checkpoints and a last line of JSON."""

@@ -1,0 +1,136 @@
+"""Makes a run's trace, task and transformations from its config."""
+
+from typing import Any, NamedTuple, Optional
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from asgd import transforms
+from asgd.cluster import Trace, protocols, simulate, timing
+from asgd.training.validation import ConfigError, check_trace, protocol_of
+from asgd.workloads import datasets, models, sampling, task as task_lib
+
+
+class Run(NamedTuple):
+    """What a config describes.
+
+    Attributes:
+      task: data set, model and loss.
+      sampler: which samples each event uses.
+      trace: what happens.
+      tx: the server's transformation.
+      worker_tx: the workers' own, or None.
+    """
+
+    task: task_lib.Task
+    sampler: sampling.EventSampler
+    trace: Trace
+    tx: optax.GradientTransformationExtraArgs
+    worker_tx: Optional[optax.GradientTransformation]
+
+
+def build(config: Any) -> Run:
+    """Builds a run; see the fields in ``configs/default.py``.
+
+    Raises:
+      ConfigError: naming the field that does not fit the data or the trace.
+    """
+    dataset = datasets.load(config.dataset.name, config.dataset.data_dir or None)
+    options = {"hidden": tuple(config.model.hidden)} if config.model.name == "mlp" else {}
+    model = models.create(config.model.name, dataset.num_classes, **options)
+    try:
+        sampler = sampling.EventSampler(
+            len(dataset.train["label"]), config.batch_size, config.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    trace = make_trace(config, sampler.num_examples)
+    worker_tx = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else None
+    return Run(task_lib.make_task(dataset, model, augment=config.dataset.augment), sampler, trace,
+               make_tx(config, trace, sampler.num_examples), worker_tx)
+
+
+def make_trace(config: Any, num_examples: int) -> Trace:
+    """Loads the trace at ``trace_path``, or simulates the cluster."""
+    wanted = config.num_gradients
+    if wanted is None and config.num_epochs is not None:
+        wanted = int(np.ceil(config.num_epochs * num_examples / config.batch_size))
+    if config.trace_path:
+        read = Trace.from_csv if config.trace_path.endswith(".csv") else Trace.load
+        try:
+            trace = read(config.trace_path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"trace_path: {error}") from None
+        check_trace(config, trace)
+        return trace if wanted is None or wanted >= len(trace) else trace.head(wanted)
+
+    cluster = config.cluster
+    protocol = {
+        "hardsync": protocols.hardsync,
+        "softsync": lambda: protocols.softsync(cluster.softsync_n, pull=cluster.pull),
+        "asynchronous": lambda: protocols.asynchronous(pull=cluster.pull),
+    }[protocol_of(config)]()
+    compute = cluster.compute_time
+    slowdown = np.resize(cluster.slowdown, cluster.num_workers) if cluster.slowdown else None
+    try:
+        clock = timing.Timing(
+            timing.from_name(compute.distribution, compute.mean, compute.cv),
+            pull=cluster.pull_time, push=cluster.push_time, slowdown=slowdown)
+    except ValueError as error:
+        raise ConfigError(f"cluster.compute_time: {error}") from None
+    return simulate(protocol, clock, cluster.num_workers, wanted, config.seed)
+
+
+def updates_at(trace: Trace, epochs: float, num_examples: int, batch_size: int) -> int:
+    """Returns how many updates the server has made when it has seen so many passes.
+
+    A pass is one of applied samples; beyond the trace's end its average pace is continued.
+    """
+    applied = epochs * num_examples / batch_size
+    total = int(trace.applied.sum())
+    if applied >= total:
+        return round(applied * trace.num_updates / max(1, total))
+    event = int(np.searchsorted(np.cumsum(trace.applied), applied, side="left"))
+    return int(trace.version[event]) if applied > 0 else 0
+
+
+def make_tx(config: Any, trace: Trace, num_examples: int):
+    """Builds the algorithm: per gradient, average until the update, then SGD."""
+    clock = lambda epochs: updates_at(trace, epochs, num_examples, config.batch_size)
+    rate = _schedule(config, clock, trace.num_updates)
+    options = dict(momentum=config.momentum or None, nesterov=config.nesterov,
+                   weight_decay=config.weight_decay)
+    if config.algorithm == "staleness_aware":
+        return transforms.staleness_aware_sgd(rate, rule=config.staleness_rule, **options)
+    if config.algorithm in ("dc_asgd_c", "dc_asgd_a"):
+        given = config.compensation
+        default = 0.04 if config.algorithm == "dc_asgd_c" else 2.0
+        strength = default if given.strength is None else given.strength
+        if given.factor != 1:
+            strength = optax.piecewise_constant_schedule(
+                strength, {clock(e): given.factor for e in config.schedule_epochs})
+        if config.algorithm == "dc_asgd_c":
+            return transforms.dc_asgd_c(rate, strength, **options)
+        workers = trace.num_workers if given.per_worker else None
+        return transforms.dc_asgd_a(rate, strength, given.decay, given.eps, num_workers=workers,
+                                    **options)
+    return transforms.staleness_aware_sgd(rate, rule="constant", **options)
+
+
+def _schedule(config, clock, updates):
+    rate, warmup = config.learning_rate, clock(config.warmup_epochs)
+    if config.schedule == "constant":
+        schedule = rate
+    elif config.schedule == "step":
+        schedule = optax.piecewise_constant_schedule(
+            rate, {clock(epoch): config.schedule_factor for epoch in config.schedule_epochs})
+    else:
+        schedule = optax.cosine_decay_schedule(rate, max(1, updates))
+    if not warmup:
+        return schedule
+
+    def warmed(count):
+        now = schedule(count) if callable(schedule) else schedule
+        return now * jnp.minimum(1.0, (count + 1) / warmup)
+
+    return warmed

@@ -1,0 +1,180 @@
+"""Refuses a config before anything expensive starts, naming the field and what it may be."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from asgd.cluster import timing
+from asgd.transforms import rule_from_text
+from asgd.workloads import datasets, models
+
+ALGORITHMS = {
+    # algorithm: the protocols that make sense with it, the first by default.
+    "sgd": ("asynchronous",),
+    "ssgd": ("hardsync",),
+    "asgd": ("asynchronous", "softsync"),
+    "staleness_aware": ("asynchronous", "softsync"),
+    "dc_asgd_c": ("asynchronous", "softsync"),
+    "dc_asgd_a": ("asynchronous", "softsync"),
+}
+PROTOCOLS = ("asynchronous", "softsync", "hardsync")
+
+
+class ConfigError(ValueError):
+    """A field of the config that cannot be used; exit code 2."""
+
+
+def protocol_of(config: Any) -> str:
+    """Returns the protocol's name, chosen by the algorithm where it says "auto"."""
+    if config.cluster.protocol != "auto":
+        return config.cluster.protocol
+    if config.cluster.softsync_n and "softsync" in ALGORITHMS[config.algorithm]:
+        return "softsync"
+    return ALGORITHMS[config.algorithm][0]
+
+
+def validate(config: Any) -> None:
+    """Raises ConfigError for the first field that is wrong or does not fit another."""
+    _one_of(config, "algorithm", ALGORITHMS)
+    _one_of(config, "dataset.name", datasets.NAMES)
+    _one_of(config, "model.name", models.NAMES)
+    _one_of(config, "schedule", ("constant", "cosine", "step"))
+    _one_of(config, "cluster.protocol", ("auto",) + PROTOCOLS)
+    _one_of(config, "cluster.pull", ("after", "before"))
+    _one_of(config, "cluster.compute_time.distribution", timing.NAMES)
+    _one_of(config, "emulation.backend", ("shard_map", "pmap", "jit", "debug"))
+    _one_of(config, "emulation.layout", ("sharded", "replicated"))
+
+    for name in ("batch_size", "cluster.num_workers", "emulation.num_devices", "log_every",
+                 "checkpoint.every_gradients", "checkpoint.keep"):
+        _number(config, name, least=1)
+    for name in ("seed", "cluster.softsync_n", "emulation.waves_per_call"):
+        _number(config, name, least=0)
+    for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_epochs",
+                 "cluster.pull_time", "cluster.push_time", "compensation.eps"):
+        _number(config, name, least=0)
+    for name in ("momentum", "compensation.decay", "model_state_decay"):
+        _number(config, name, least=0, below=1)
+    for name in ("cluster.compute_time.mean", "evaluate_every_epochs", "schedule_factor",
+                 "compensation.factor"):
+        _number(config, name, above=0)
+    if config.compensation.strength is not None:
+        _number(config, "compensation.strength")
+    for name in ("schedule_epochs", "cluster.slowdown", "model.hidden"):
+        for value in _get(config, name):
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must hold positive numbers, got {value!r}")
+    if config.dataset.augment and config.dataset.name != "cifar10":
+        raise ConfigError(f"dataset.augment=True is for cifar10, but dataset.name="
+                          f"{config.dataset.name!r}: crops and flips change what a digit is")
+    _lengths(config)
+    _combinations(config)
+    _rule(config)
+
+
+def _lengths(config):
+    if not config.trace_path and config.num_epochs is None and config.num_gradients is None:
+        raise ConfigError("num_epochs or num_gradients must be set")
+    if config.num_epochs is not None:
+        _number(config, "num_epochs", above=0)
+    if config.num_gradients is not None:
+        _number(config, "num_gradients", least=1, below=2**31)
+    if config.schedule == "step" and not config.schedule_epochs:
+        raise ConfigError("schedule='step' needs schedule_epochs, the epochs where the rate drops")
+    if list(config.schedule_epochs) != sorted(config.schedule_epochs):
+        raise ConfigError(f"schedule_epochs must grow, got {tuple(config.schedule_epochs)}")
+
+
+def _combinations(config):
+    algorithm, cluster = config.algorithm, config.cluster
+    if cluster.protocol != "auto" and cluster.protocol not in ALGORITHMS[algorithm]:
+        raise ConfigError(
+            f"algorithm={algorithm!r} and cluster.protocol={cluster.protocol!r} do not fit: "
+            f"this algorithm takes {' or '.join(ALGORITHMS[algorithm])}")
+    if config.trace_path:
+        return
+    if algorithm == "sgd" and cluster.num_workers != 1:
+        raise ConfigError("algorithm='sgd' and cluster.num_workers="
+                          f"{cluster.num_workers} do not fit: sequential SGD has one worker")
+    if protocol_of(config) == "softsync":
+        if not 1 <= cluster.softsync_n <= cluster.num_workers:
+            raise ConfigError(
+                f"cluster.softsync_n={cluster.softsync_n} and cluster.num_workers="
+                f"{cluster.num_workers} do not fit: softsync_n must be 1 to num_workers")
+    elif cluster.softsync_n:
+        raise ConfigError(f"cluster.softsync_n={cluster.softsync_n} and cluster.protocol="
+                          f"{protocol_of(config)!r} (algorithm={algorithm!r}) do not fit: "
+                          "softsync_n is for softsync")
+    if len(cluster.slowdown) > cluster.num_workers > 1:
+        raise ConfigError(f"cluster.slowdown has {len(cluster.slowdown)} factors, but "
+                          f"cluster.num_workers={cluster.num_workers}")
+    if config.emulation.backend in ("jit", "debug") and config.emulation.num_devices != 1:
+        raise ConfigError(f"emulation.backend={config.emulation.backend!r} and "
+                          f"emulation.num_devices={config.emulation.num_devices} do not fit: "
+                          "that backend runs on one device")
+
+
+def _rule(config):
+    try:
+        rule_from_text(config.staleness_rule)
+    except ValueError as error:
+        raise ConfigError(f"staleness_rule: {error}") from None
+
+
+def check_trace(config: Any, trace: Any) -> None:
+    """Raises ConfigError when a trace does not fit the algorithm or the requested length."""
+    stale = np.flatnonzero(trace.applied & (trace.staleness > 0))
+    if config.algorithm in ("sgd", "ssgd") and stale.size:
+        raise ConfigError(
+            f"algorithm={config.algorithm!r} and trace_path={config.trace_path!r} do not fit: "
+            f"the gradient at row {stale[0]} has staleness {trace.staleness[stale[0]]}, "
+            "and a synchronous algorithm has none")
+    if config.num_gradients is not None and config.num_gradients > len(trace):
+        raise ConfigError(f"num_gradients={config.num_gradients}, but the trace at trace_path="
+                          f"{config.trace_path!r} has {len(trace)}")
+
+
+def check_unchanged(config: Any, path: Any) -> None:
+    """Raises ConfigError when the run at ``path`` (its config.json) had another config.
+
+    Fields that change how a run is executed, but not what it computes, may differ.
+    """
+    free = ("emulation.num_devices", "emulation.backend", "emulation.layout",
+            "emulation.waves_per_call", "dataset.data_dir", "checkpoint.keep")
+    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
+    changed = [name for name in sorted(old.keys() | new.keys())
+               if old.get(name) != new.get(name) and name not in free]
+    if changed:
+        was = ", ".join(f"{name}={old.get(name)!r}, now {new.get(name)!r}" for name in changed)
+        raise ConfigError(f"workdir holds a run with another config ({was}): choose a new workdir")
+
+
+def _flat(tree, prefix=""):
+    out = {}
+    for name, value in tree.items():
+        out.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict)
+                   else {prefix + name: value})
+    return out
+
+
+def _get(config, name):
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _one_of(config, name, allowed):
+    if _get(config, name) not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {_get(config, name)!r}")
+
+
+def _number(config, name, least=-math.inf, above=-math.inf, below=math.inf):
+    value = _get(config, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
+            math.isfinite(value) and least <= value and above < value < below):
+        bounds = [f"at least {least:g}"] * (least > -math.inf)
+        bounds += [f"above {above:g}"] * (above > -math.inf)
+        bounds += [f"below {below:g}"] * (below < math.inf)
+        raise ConfigError(f"{name} must be a number {' and '.join(bounds)}, got {value!r}")

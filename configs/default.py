@@ -1,0 +1,76 @@
+"""Every field of a run, with the values the other configs start from.
+
+    python main.py --config=configs/default.py --workdir=runs/default
+
+Any field can be set on the command line: --config.cluster.num_workers=16
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    config = config_dict.ConfigDict()
+    config.seed = 0
+    # sgd, ssgd, asgd, staleness_aware, dc_asgd_c or dc_asgd_a; sets protocol and transformations.
+    config.algorithm = "staleness_aware"
+
+    config.dataset = config_dict.ConfigDict()
+    config.dataset.name = "digits"  # digits, mnist or cifar10.
+    config.dataset.data_dir = ""  # Of prepared TFDS data; "" is TFDS's own default.
+    config.dataset.augment = False  # Pad, crop and flip.
+    config.model = config_dict.ConfigDict()
+    config.model.name = "mlp"  # mlp, cnn or resnet20.
+    config.model.hidden = (128,)  # Widths of the MLP's hidden layers.
+
+    config.batch_size = 16  # Per worker and gradient.
+    config.num_epochs = config_dict.placeholder(float)  # Passes over the training set.
+    config.num_gradients = config_dict.placeholder(int)  # Gradient events; goes before num_epochs.
+
+    config.learning_rate = 0.1
+    config.schedule = "constant"  # constant, cosine or step; clocked by server updates.
+    config.schedule_epochs = ()  # step: where the rate drops.
+    config.schedule_factor = 0.1  # step: by what it is multiplied.
+    config.warmup_epochs = 0.0  # Linear, from 0.
+    config.momentum = 0.0
+    config.nesterov = False
+    config.weight_decay = 0.0
+    config.clip_norm = 0.0  # Each worker clips its gradient to this global norm; 0 is off.
+
+    # staleness_aware: constant, inverse, polynomial(a), exponential(b), hinge(a, b),
+    # delay_adaptive(num_workers).
+    config.staleness_rule = "inverse"
+    config.compensation = config_dict.ConfigDict()  # dc_asgd_c and dc_asgd_a.
+    config.compensation.strength = config_dict.placeholder(float)  # None: 0.04 (c), 2 (a).
+    config.compensation.factor = 1.0  # On the strength, where schedule='step' drops the rate.
+    config.compensation.decay = 0.95
+    config.compensation.eps = 1e-7
+    config.compensation.per_worker = True
+
+    config.cluster = config_dict.ConfigDict()
+    config.cluster.protocol = "auto"  # By algorithm; or hardsync, softsync, asynchronous.
+    config.cluster.softsync_n = 0  # softsync: update after floor(num_workers / n) gradients.
+    config.cluster.pull = "after"  # The triggering worker pulls after or before its update.
+    config.cluster.num_workers = 8
+    config.cluster.slowdown = ()  # Factors on compute times, repeated over the workers.
+    config.cluster.compute_time = config_dict.ConfigDict()
+    # constant, exponential, shifted_exponential, gamma, lognormal or pareto; virtual seconds.
+    config.cluster.compute_time.distribution = "gamma"
+    config.cluster.compute_time.mean = 1.0
+    config.cluster.compute_time.cv = 0.5
+    config.cluster.pull_time = 0.0
+    config.cluster.push_time = 0.0
+    config.trace_path = ""  # Replay this trace (.npz or .csv) instead of simulating one.
+
+    config.emulation = config_dict.ConfigDict()
+    config.emulation.num_devices = 1
+    config.emulation.backend = "shard_map"  # shard_map, pmap, jit or debug.
+    config.emulation.layout = "sharded"  # sharded or replicated.
+    config.emulation.waves_per_call = 0  # 0: chosen by batch size.
+
+    config.log_every = 100  # Gradient events.
+    config.evaluate_every_epochs = 1.0
+    config.model_state_decay = 0.9  # Of the server's running batch-norm statistics.
+    config.checkpoint = config_dict.ConfigDict()
+    config.checkpoint.every_gradients = 10_000
+    config.checkpoint.keep = 2
+    return config

@@ -1,0 +1,261 @@
+"""One matrix that every transformation and every alias goes through."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import asgd
+
+# name: (function, keyword arguments, the number that inject_hyperparams is to make a state)
+UNDER_TEST = {
+    "scale_by_staleness": (asgd.scale_by_staleness, {"rule": "polynomial(0.5)"}, None),
+    "compensate_delay_c": (asgd.compensate_delay, {"strength": 0.5}, "strength"),
+    "compensate_delay_a": (asgd.compensate_delay, {"strength": 0.5, "decay": 0.9}, "strength"),
+    "compensate_delay_per_worker": (
+        asgd.compensate_delay, {"strength": 0.5, "decay": 0.9, "num_workers": 3}, "strength"),
+    "average_until_update": (
+        lambda rate: asgd.average_until_update(optax.sgd(rate, 0.9)), {"rate": 0.1}, "rate"),
+    "average_adam": (
+        lambda rate: asgd.average_until_update(optax.adam(rate)), {"rate": 0.1}, "rate"),
+    "staleness_aware_sgd": (
+        asgd.staleness_aware_sgd,
+        {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-2}, "learning_rate"),
+    "dc_asgd_c": (asgd.dc_asgd_c, {"learning_rate": 0.1, "momentum": 0.9}, "learning_rate"),
+    "dc_asgd_a": (
+        asgd.dc_asgd_a, {"learning_rate": 0.1, "num_workers": 3, "nesterov": True,
+                         "momentum": 0.5}, "learning_rate"),
+}
+NAMES = sorted(UNDER_TEST)
+STATIC = ("rule", "decay", "num_workers", "momentum", "weight_decay", "nesterov", "per_worker")
+EVENTS = 5
+
+
+def make(name):
+    function, kwargs, _ = UNDER_TEST[name]
+    return function(**kwargs)
+
+
+def tree(seed, dtype):
+    """A nested tree with a matrix, a vector, a scalar and an empty branch."""
+    rng = np.random.default_rng(seed)
+    leaf = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+    return {"layer": {"kernel": leaf(3, 2), "bias": leaf(2)}, "rest": [leaf(), {}], "none": None}
+
+
+def events(dtype):
+    """Gradients and extra arguments of five events, stacked; every second one is an update."""
+    stacked = lambda base: jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *[tree(base + e, dtype) for e in range(EVENTS)])
+    return stacked(10), {
+        "staleness": jnp.asarray([0, 1, 2, 5, 3], jnp.int32),
+        "stale_params": stacked(20),
+        "worker": jnp.asarray([0, 1, 2, 1, 0], jnp.int32),
+        "delay": jnp.asarray([0.5, 1, 2, 4, 8], jnp.float32),
+        "update": jnp.asarray([False, True, False, True, True]),
+    }
+
+
+def row(stacked, event):
+    return jax.tree.map(lambda x: x[event], stacked)
+
+
+def run(tx, dtype, wrap=lambda f: f, strip=lambda t: t):
+    """Applies five events and returns all updates, the parameters and the state."""
+    step = wrap(lambda g, s, p, extra: tx.update(g, s, p, **extra))
+    params = strip(tree(0, dtype))
+    grads, extra = events(dtype)
+    grads, extra = strip(grads), {**extra, "stale_params": strip(extra["stale_params"])}
+    state, out = tx.init(params), []
+    for event in range(EVENTS):
+        updates, state = step(row(grads, event), state, params, row(extra, event))
+        params = optax.apply_updates(params, updates)
+        out.append(updates)
+    return out, params, state
+
+
+def spec(state):
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.asarray(x).dtype), state)
+
+
+def assert_close(got, want, dtype="float32", ulps=8):
+    """Equal but for a few roundings, each of at most eps of the largest term, which is below 4."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert jnp.asarray(g).dtype == jnp.asarray(w).dtype
+        eps = float(jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(
+            np.asarray(g, np.float64), np.asarray(w, np.float64), rtol=ulps * eps,
+            atol=ulps * eps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_an_optax_transformation_with_extra_arguments(name):
+    assert isinstance(make(name), optax.GradientTransformationExtraArgs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jit_computes_what_python_computes(name):
+    assert_close(run(make(name), "float32", jax.jit), run(make(name), "float32"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_gradient_moves_the_parameters(name):
+    """So that none of the other tests compares zeros with zeros."""
+    out, params, _ = run(make(name), "float32")
+    for leaf in jax.tree.leaves((out[-1], optax.tree.sub(params, tree(0, "float32")))):
+        assert np.all(np.asarray(leaf) != 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_recompilation(name):
+    tx, traced = make(name), []
+
+    def count(function):
+        def traced_function(*args):
+            traced.append(None)
+            return function(*args)
+        return jax.jit(traced_function)
+
+    run(tx, "float32", count)
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chains(name):
+    want, _, _ = run(make(name), "float32")
+    chained = optax.chain(optax.scale(-1.0), optax.scale(-1.0), make(name), optax.identity())
+    got, _, _ = run(chained, "float32")
+    assert_close(got, want)
+    if name.startswith(("average", "dc", "staleness_aware")):
+        # In the other order every gradient is used unscaled and twice the update comes out.
+        got, _, _ = run(optax.chain(make(name), optax.scale(2.0)), "float32")
+        assert_close(got[1], jax.tree.map(lambda u: 2 * u, want[1]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masked(name):
+    mask = {"layer": {"kernel": True, "bias": False}, "rest": [True, {}], "none": None}
+    masked = optax.masked(make(name), mask, mask_compatible_extra_args=True)
+    got, _, _ = run(masked, "float32")
+    want, _, _ = run(make(name), "float32")
+    grads, _ = events("float32")
+    for event in range(EVENTS):
+        bias = row(grads, event)["layer"]["bias"]
+        assert_close(got[event], {**want[event], "layer": {**want[event]["layer"], "bias": bias}})
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if UNDER_TEST[n][2]])
+def test_inject_hyperparams(name):
+    function, kwargs, number = UNDER_TEST[name]
+    if name.startswith("average"):
+        injected = optax.inject_hyperparams(function)(**kwargs)
+    else:
+        static = [k for k in STATIC if k in kwargs]
+        if "compensate" in name:
+            static += ["eps", "per_worker"]
+        elif "dc_asgd_a" in name:
+            static += ["decay", "eps", "per_worker"]
+        injected = optax.inject_hyperparams(function, static_args=tuple(static))(**kwargs)
+    got, _, state = run(injected, "float32", jax.jit)
+    want, _, _ = run(make(name), "float32", jax.jit)
+    assert_close(got, want)
+    assert float(state.hyperparams[number]) == np.float32(kwargs[number])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_dtypes_are_kept(name, dtype, x64):
+    out, params, _ = run(make(name), dtype)
+    for leaf in jax.tree.leaves((out, params)):
+        assert leaf.dtype == dtype
+    # The value too: bfloat16 has 8 bits, and five events of some ten roundings each.
+    with jax.enable_x64(True):
+        want, _, _ = run(make(name), "float64")
+    roundings = 50
+    for got_leaf, want_leaf in zip(jax.tree.leaves(out), jax.tree.leaves(want), strict=True):
+        largest = max(1.0, float(np.max(np.abs(want_leaf))))
+        error = np.abs(np.asarray(got_leaf, np.float64) - np.asarray(want_leaf))
+        assert np.all(error <= roundings * float(jnp.finfo(dtype).eps) * largest)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_dtypes_are_kept(name, x64):
+    dtypes = {"a": "bfloat16", "b": "float32", "c": "float64"}
+    params = {k: jnp.ones(2, d) for k, d in dtypes.items()}
+    tx = make(name)
+    state = tx.init(params)
+    _, extra = events("float32")
+    for event in range(EVENTS):
+        updates, state = tx.update(
+            params, state, params, **{**row(extra, event), "stale_params": params})
+        assert {k: u.dtype.name for k, u in updates.items()} == dtypes
+
+
+@pytest.mark.parametrize("empty", [{}, (), None, {"a": {}, "b": []}])
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_trees(name, empty):
+    tx = make(name)
+    _, extra = events("float32")
+    extra = {**row(extra, 1), "stale_params": empty}
+    updates, _ = tx.update(empty, tx.init(empty), empty, **extra)
+    assert updates == empty
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_is_stable_and_goes_through_scan(name):
+    tx, params = make(name), tree(0, "float32")
+    grads, extra = events("float32")
+    eager_updates, eager_params, eager_state = run(tx, "float32")
+    assert spec(tx.init(params)) == spec(eager_state)
+
+    def step(carry, xs):
+        params, state = carry
+        gradient, extra = xs
+        updates, state = tx.update(gradient, state, params, **extra)
+        return (optax.apply_updates(params, updates), state), updates
+
+    (params, state), updates = jax.lax.scan(step, (params, tx.init(params)), (grads, extra))
+    assert_close([row(updates, e) for e in range(EVENTS)], eager_updates)
+    assert_close(params, eager_params)
+    assert spec(state) == spec(eager_state)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_goes_through_flatten_and_device_get(name):
+    tx = make(name)
+    _, _, state = run(tx, "float32")
+    leaves, structure = jax.tree.flatten(jax.device_get(state))
+    assert spec(jax.tree.unflatten(structure, leaves)) == spec(state)
+    assert optax.tree.map_params(tx, lambda v: v, state) is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_arguments_are_ignored(name):
+    tx, params = make(name), tree(0, "float32")
+    grads, extra = events("float32")
+    want, _ = tx.update(row(grads, 1), tx.init(params), params, **row(extra, 1))
+    got, _ = tx.update(row(grads, 1), tx.init(params), params, unexpected=1, value=jnp.ones(3),
+                       **row(extra, 1))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_init_does_not_depend_on_values(name):
+    tx = make(name)
+    one, other = tx.init(tree(0, "float32")), tx.init(tree(1, "float32"))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    shapes = jax.eval_shape(tx.init, tree(0, "float32"))
+    assert jax.tree.map(lambda s: (s.shape, s.dtype), shapes) == spec(one)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_are_left_alone(name):
+    """Two calls with the same state give the same updates: nothing is kept outside the state."""
+    tx, params = make(name), tree(0, "float32")
+    grads, extra = events("float32")
+    first = tx.update(row(grads, 1), tx.init(params), params, **row(extra, 1))
+    run(tx, "float32")
+    second = tx.update(row(grads, 1), tx.init(params), params, **row(extra, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
