@@ -25,10 +25,11 @@ def _fail(code, message):
 def _parse(argv):
     try:
         rest = flags.FLAGS(argv)
-        _CONFIG.value  # A config file that cannot be read says so only when asked.
+        _CONFIG.value.keys()  # A config file that cannot be read says so only when asked.
         return rest
     except (AttributeError, KeyError) as error:
-        _fail(2, f"{argv[0]}: --config has no field {error}; configs/default.py has them all")
+        name = str(error).strip("\"'")
+        _fail(2, f"{argv[0]}: --config has no field {name!r}; configs/default.py has them all")
     except Exception as error:  # A config file may raise anything.
         _fail(2, f"{argv[0]}: {error}")
 

@@ -39,15 +39,17 @@ def check_elementwise(tx: Any, params: Any) -> None:
     def update(grads, state, params, stale_params, extra):
         return tx.update(grads, state, params, stale_params=stale_params, **extra)
 
-    # Twice the last axis' length sets a leaf apart from everything with the shape of another.
+    def longer(p):
+        return jax.ShapeDtypeStruct(p.shape[:-1] + tuple(n + 1 for n in p.shape[-1:]), p.dtype)
+
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     state = jax.eval_shape(tx.init, shapes)
+    # State is split with the parameters where its shape follows theirs.
+    other = jax.eval_shape(tx.init, jax.tree.map(longer, shapes))
+    split = [p.ndim > 0 for p in jax.tree.leaves(shapes)]
+    split_state = [a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (state, other)))]
     closed = jax.make_jaxpr(update)(shapes, state, shapes, shapes, _EXTRA_SHAPES)
-    num_params = len(jax.tree.leaves(shapes))
-    is_state = [False] * num_params + [True] * len(jax.tree.leaves(state))
-    is_state += [False] * 2 * num_params
-    mixed = [not s or v.aval.ndim > 0 for s, v in zip(is_state, closed.jaxpr.invars)]
-    mixed += [False] * (len(closed.jaxpr.invars) - len(mixed))
+    mixed = split + split_state + split + split + [False] * len(_EXTRA_SHAPES)
     culprit, _ = _first_mixing(closed.jaxpr, mixed)
     if culprit:
         raise ValueError(

@@ -10,6 +10,7 @@ from jax import lax
 
 from asgd.cluster.trace import Trace
 from asgd.emulation import ring
+from asgd.emulation.fixed_state import fixed_state
 from asgd.emulation.waves import Plan
 
 
@@ -86,6 +87,7 @@ class ParameterServer:
         self._all_applied = bool(trace.applied.all())
         self._all_written = bool((plan.write_slot >= 0).all())
         self._worker_state = jax.eval_shape(self.worker_tx.init, params)
+        self._fixed = fixed_state(self.tx, params) if self._all_update else None
 
     def init(self, params: Any, worker_state: Any, model_state: Any) -> ServerState:
         """Returns the state before the first event, from trees in the layout's form."""
@@ -124,8 +126,9 @@ class ParameterServer:
         (gradient, worker_state), statistics = arrived
         worker_state = ring.write(state.worker_state, event.worker, worker_state)
         update = np.bool_(True) if self._all_update else event.update
+        known = self._where_fixed(jnp.full_like, state.opt_state, state.opt_state)
         updates, opt_state = self.tx.update(
-            gradient, state.opt_state, state.params, staleness=event.staleness,
+            gradient, known, state.params, staleness=event.staleness,
             stale_params=ring.read(state.snapshots, event.read_slot), worker=event.worker,
             delay=event.delay, update=update)
         params = optax.apply_updates(state.params, updates)
@@ -134,6 +137,7 @@ class ParameterServer:
                                   params, state.params)
         opt_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype),
                                  opt_state, state.opt_state)
+        opt_state = self._where_fixed(lambda old, _: old, state.opt_state, opt_state)
         if self._all_written:
             snapshots = ring.write(state.snapshots, event.write_slot, params)
         else:
@@ -143,6 +147,13 @@ class ParameterServer:
         model_state = jax.tree.map(lambda s, b: (self._decay * s + (1 - self._decay) * b),
                                    state.model_state, statistics)
         return ServerState(params, snapshots, opt_state, worker_state, model_state)
+
+
+    def _where_fixed(self, fn, fixed_leaves, other_leaves):
+        if self._fixed is None:
+            return other_leaves
+        return jax.tree.map(lambda fixed, a, b: b if fixed is None else fn(a, fixed),
+                            self._fixed, fixed_leaves, other_leaves, is_leaf=lambda x: x is None)
 
 
 def _strong(leaf: Optional[jax.Array]):

@@ -82,22 +82,21 @@ def make_trace(config: Any, num_examples: int) -> Trace:
 
 
 def updates_at(trace: Trace, epochs: float, num_examples: int, batch_size: int) -> int:
-    """Returns how many updates the server has made when it has seen so many passes.
+    """Returns how many updates the server has made after so many passes of applied samples.
 
-    A pass is one of applied samples; beyond the trace's end its average pace is continued.
+    Beyond the trace's end its average pace is continued.
     """
     applied = epochs * num_examples / batch_size
     total = int(trace.applied.sum())
     if applied >= total:
         return round(applied * trace.num_updates / max(1, total))
     event = int(np.searchsorted(np.cumsum(trace.applied), applied, side="left"))
-    return int(trace.version[event]) if applied > 0 else 0
+    return int(trace.version[event]) + int(trace.updates[event]) if applied > 0 else 0
 
 
 def make_tx(config: Any, trace: Trace, num_examples: int):
     """Builds the algorithm: per gradient, average until the update, then SGD."""
-    clock = lambda epochs: updates_at(trace, epochs, num_examples, config.batch_size)
-    rate = _schedule(config, clock, trace.num_updates)
+    rate = make_schedule(config, trace, num_examples)
     options = dict(momentum=config.momentum or None, nesterov=config.nesterov,
                    weight_decay=config.weight_decay)
     if config.algorithm == "staleness_aware":
@@ -108,7 +107,7 @@ def make_tx(config: Any, trace: Trace, num_examples: int):
         strength = default if given.strength is None else given.strength
         if given.factor != 1:
             strength = optax.piecewise_constant_schedule(
-                strength, {clock(e): given.factor for e in config.schedule_epochs})
+                strength, _drops(config, trace, num_examples, given.factor))
         if config.algorithm == "dc_asgd_c":
             return transforms.dc_asgd_c(rate, strength, **options)
         workers = trace.num_workers if given.per_worker else None
@@ -117,15 +116,17 @@ def make_tx(config: Any, trace: Trace, num_examples: int):
     return transforms.staleness_aware_sgd(rate, rule="constant", **options)
 
 
-def _schedule(config, clock, updates):
-    rate, warmup = config.learning_rate, clock(config.warmup_epochs)
-    if config.schedule == "constant":
-        schedule = rate
-    elif config.schedule == "step":
+def make_schedule(config: Any, trace: Trace, num_examples: int) -> optax.ScalarOrSchedule:
+    """Builds the learning rate over server updates; epochs are passes of applied samples."""
+    rate = config.learning_rate
+    if config.schedule == "step":
         schedule = optax.piecewise_constant_schedule(
-            rate, {clock(epoch): config.schedule_factor for epoch in config.schedule_epochs})
+            rate, _drops(config, trace, num_examples, config.schedule_factor))
+    elif config.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(rate, max(1, trace.num_updates))
     else:
-        schedule = optax.cosine_decay_schedule(rate, max(1, updates))
+        schedule = rate
+    warmup = updates_at(trace, config.warmup_epochs, num_examples, config.batch_size)
     if not warmup:
         return schedule
 
@@ -134,3 +135,8 @@ def _schedule(config, clock, updates):
         return now * jnp.minimum(1.0, (count + 1) / warmup)
 
     return warmed
+
+
+def _drops(config, trace, num_examples, factor):
+    return {updates_at(trace, epoch, num_examples, config.batch_size): factor
+            for epoch in config.schedule_epochs}

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -77,6 +78,8 @@ def average_until_update(
         def wait(total, inner_state):
             return optax.tree.zeros_like(total), AverageUntilUpdateState(count, total, inner_state)
 
+        if isinstance(update, (bool, np.bool_)):
+            return (apply if update else wait)(total, state.inner_state)
         return jax.lax.cond(update, apply, wait, total, state.inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -110,8 +110,7 @@ def compensate_delay(
 
         previous = state.mean_square
         if per_worker:
-            previous = jax.tree.map(
-                lambda v: jax.lax.dynamic_index_in_dim(v, worker, keepdims=False), previous)
+            previous = _row(previous, worker)
         current = jax.tree.map(lambda v, g: decay * v + (1 - decay) * (g * g), previous, updates)
         compensated = jax.tree.map(
             lambda g, v, w, b: g + _as(strength_now, g) / jnp.sqrt(v + eps) * (g * g) * (w - b),
@@ -123,6 +122,17 @@ def compensate_delay(
         return compensated, CompensateDelayState(count, current)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _row(tree, worker):
+    def read(tree):
+        return jax.tree.map(
+            lambda v: jax.lax.dynamic_index_in_dim(v, worker, keepdims=False), tree)
+
+    # The test is always true. What leaves a conditional has a buffer of its own; else XLA reads
+    # the row again where it is used, after it is overwritten, for which it copies all workers'.
+    return jax.lax.cond(
+        worker >= 0, read, lambda t: jax.tree.map(lambda v: jnp.zeros_like(v[0]), t), tree)
 
 
 def _as(value, like):

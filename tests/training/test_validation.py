@@ -1,0 +1,108 @@
+"""Every bad field is refused with its name and what it may be."""
+
+from configs import cifar10, cifar10_resnet20, default, digits, mnist
+import pytest
+
+from asgd.cluster import Trace
+from asgd.training import build, validation
+from asgd.training.validation import ConfigError
+
+
+@pytest.mark.parametrize("module", [cifar10, cifar10_resnet20, digits, mnist])
+def test_shipped_configs_are_valid(module):
+    validation.validate(module.get_config())
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"algorithm": "adam"}, "algorithm must be one of sgd, ssgd, asgd.*'adam'"),
+    ({"dataset.name": "imagenet"}, "dataset.name must be one of cifar10, digits, mnist"),
+    ({"model.name": "vgg"}, "model.name must be one of .*resnet20"),
+    ({"schedule": "linear"}, "schedule must be one of constant, cosine, step"),
+    ({"cluster.protocol": "bsp"}, "cluster.protocol must be one of auto"),
+    ({"cluster.pull": "never"}, "cluster.pull must be one of after, before"),
+    ({"cluster.compute_time.distribution": "normal"},
+     "cluster.compute_time.distribution must be one of constant, exponential"),
+    ({"emulation.backend": "xmap"}, "emulation.backend must be one of"),
+    ({"emulation.layout": "rows"}, "emulation.layout must be one of"),
+    ({"batch_size": 0}, "batch_size must be a number at least 1, got 0"),
+    ({"cluster.num_workers": 0}, "cluster.num_workers must be a number at least 1"),
+    ({"seed": -1}, "seed must be a number at least 0"),
+    ({"learning_rate": float("nan")}, "learning_rate must be a number .*nan"),
+    ({"learning_rate": -0.1}, "learning_rate must be a number at least 0"),
+    ({"momentum": 1.0}, "momentum must be a number at least 0 and below 1"),
+    ({"cluster.compute_time.mean": 0.0}, "cluster.compute_time.mean must be a number above 0"),
+    ({"num_epochs": -1.0}, "num_epochs must be a number above 0"),
+    ({"num_gradients": 0}, "num_gradients must be a number at least 1"),
+    ({"num_epochs": None}, "num_epochs or num_gradients must be set"),
+    ({"schedule": "step"}, "schedule='step' needs schedule_epochs"),
+    ({"schedule_epochs": (3.0, 1.0)}, "schedule_epochs must grow"),
+    ({"cluster.slowdown": (1.0, -2.0)}, "cluster.slowdown must hold positive numbers, got -2.0"),
+    ({"cluster.slowdown": (1.0,) * 9}, "cluster.slowdown has 9 factors.*num_workers=8"),
+    ({"staleness_rule": "square"}, "staleness_rule: .*'square' is unknown; the rules are"),
+    ({"staleness_rule": "hinge(1)"}, "staleness_rule: .*hinge takes two numbers"),
+    ({"dataset.augment": True}, "dataset.augment=True is for cifar10, but dataset.name='digits'"),
+    ({"algorithm": "ssgd", "cluster.protocol": "asynchronous"},
+     "algorithm='ssgd' and cluster.protocol='asynchronous' do not fit"),
+    ({"algorithm": "asgd", "cluster.protocol": "hardsync"},
+     "algorithm='asgd' and cluster.protocol='hardsync' do not fit"),
+    ({"algorithm": "sgd"}, "algorithm='sgd' and cluster.num_workers=8 do not fit"),
+    ({"cluster.protocol": "softsync"}, "cluster.softsync_n=0 and cluster.num_workers=8"),
+    ({"cluster.softsync_n": 9}, "cluster.softsync_n=9 and cluster.num_workers=8"),
+    ({"algorithm": "ssgd", "cluster.softsync_n": 2}, "cluster.softsync_n=2 and cluster.protocol"),
+    ({"emulation.backend": "jit", "emulation.num_devices": 2},
+     "emulation.backend='jit' and emulation.num_devices=2 do not fit"),
+    ({"emulation.backend": "debug", "emulation.num_devices": 2}, "emulation.backend='debug' and"),
+])
+def test_bad_fields(changes, message):
+    config = default.get_config()
+    config.num_epochs = 1.0
+    with config.ignore_type():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError, match=message) as caught:
+        validation.validate(config)
+    assert "\n" not in str(caught.value)
+
+
+def with_trace(tmp_path, **changes):
+    Trace(worker=[0, 1, 0], read_version=[0, 0, 1]).save(tmp_path / "trace.npz")
+    config = default.get_config()
+    config.trace_path = str(tmp_path / "trace.npz")
+    config.update_from_flattened_dict(changes)
+    validation.validate(config)
+    return config
+
+
+def test_trace_with_staleness_is_not_synchronous(tmp_path):
+    config = with_trace(tmp_path, algorithm="ssgd")
+    with pytest.raises(ConfigError, match="algorithm='ssgd' and trace_path=.*row 1 has staleness 1"):
+        build.make_trace(config, num_examples=100)
+
+
+def test_trace_too_short(tmp_path):
+    config = with_trace(tmp_path, num_gradients=4)
+    with pytest.raises(ConfigError, match="num_gradients=4, but the trace at .* has 3"):
+        build.make_trace(config, num_examples=100)
+
+
+def test_trace_is_cut_to_the_wanted_length(tmp_path):
+    assert len(build.make_trace(with_trace(tmp_path, num_gradients=2), 100)) == 2
+    assert len(build.make_trace(with_trace(tmp_path), 100)) == 3
+
+
+@pytest.mark.parametrize("content", [None, b"", b"worker,read_version\n0,0\n"])
+def test_unreadable_trace(tmp_path, content):
+    path = tmp_path / "bad.npz"
+    if content is not None:
+        path.write_bytes(content)
+    config = default.get_config()
+    config.trace_path = str(path)
+    with pytest.raises(ConfigError, match="trace_path: .*bad.npz"):
+        build.make_trace(config, 100)
+
+
+def test_batch_larger_than_the_data():
+    config = default.get_config()
+    config.num_epochs = 1.0
+    config.batch_size = 1438
+    with pytest.raises(ConfigError, match="batch_size must be an integer from 1 to 1437"):
+        build.build(config)
