@@ -233,5 +233,6 @@ def test_one_worker_is_sequential_sgd_bit_for_bit(momentum):
 
     sequential = _train_perceptron(loop)
     assert _emulated(asgd.staleness_aware_sgd(0.01, momentum, rule=asgd.constant), 1) == sequential
+    assert _emulated(asgd.staleness_aware_sgd(0.01, momentum), 1) == sequential
     assert _emulated(asgd.dc_asgd_c(0.01, 3.0, momentum), 1) == sequential
     assert _emulated(asgd.dc_asgd_a(0.01, 3.0, momentum=momentum), 1) == sequential
