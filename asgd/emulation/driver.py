@@ -61,8 +61,7 @@ class Emulator:
         worker_has_state = worker_tx is not None and bool(
             jax.tree.leaves(jax.eval_shape(worker_tx.init, self._params)))
         self.plan = plan_waves(trace, num_devices, cuts, distinct_workers=worker_has_state)
-        self._layout = (ring.Sharded if layout == "sharded" and num_devices > 1
-                        else ring.Replicated)(num_devices)
+        self._layout = {"sharded": ring.Sharded, "replicated": ring.Replicated}[layout](num_devices)
         self._topology = ParameterServer(
             tx, worker_tx, self._layout, trace, self.plan,
             jax.eval_shape(lambda: self._params), model_state_decay)
@@ -111,7 +110,7 @@ class Emulator:
 
         for wave in range(begin, end, self.waves_per_call):
             first, taken, rows, shared = self._prepare(wave, min(wave + self.waves_per_call, end))
-            state, out = self._call(state, rows, (self._key, shared))
+            state, out = self._call(state, rows, (self._key, np.float32(0), shared))
             in_flight.append((first, taken, out))
             # More programs in the queue than this can stall several CPU devices.
             if len(in_flight) > 2:
@@ -172,10 +171,10 @@ def wave_program(loss: Callable[..., Any], topology: Any, num_devices: int):
     gradient's bits do not depend on the number of devices, waves per call or backend.
     """
     gradient_of = one_rounding(jax.value_and_grad(loss, has_aux=True))
-    apply_to = one_rounding(topology.apply)
 
     def program(state, rows, shared):
-        key, waves = shared
+        key, zero, waves = shared
+        apply_to = one_rounding(topology.apply, zero)
         device = lax.axis_index(AXIS) if num_devices > 1 else 0
 
         def compute(view, batch, event, turn):

@@ -1,11 +1,12 @@
 """Writes traced functions in one form before XLA sees them, so that it rounds them one way.
 
-XLA turns some divisions into multiplications, depending on what else uses the divisor when it
-looks, which is not the same in a program for one device and in one for several. Here nothing
-is left to decide: equal terms are computed once, and a division by a scalar is a multiplication
-by its reciprocal.
+Two things that compilers decide change bits with the number of devices. XLA turns some divisions
+into multiplications, depending on what else uses the divisor when it looks. And LLVM fuses one of
+the two products in ``a * b + c * d`` with the sum, rounding the other first; which one it takes
+depends on the length of the array. Here nothing is left to decide.
 """
 
+import collections
 import functools
 from typing import Any, Callable
 
@@ -24,7 +25,7 @@ def inner_jaxpr(eqn: Any) -> Any:
     return None
 
 
-def evaluate(closed: Any, args: Any, make_rule: Callable[[], Callable[..., Any]]) -> Any:
+def evaluate(closed: Any, args: Any, make_rule: Callable[..., Any]) -> Any:
     """Evaluates a closed jaxpr, asking a rule about each equation.
 
     Jitted calls and conditionals are entered; loops and custom derivatives are taken whole.
@@ -32,7 +33,7 @@ def evaluate(closed: Any, args: Any, make_rule: Callable[[], Callable[..., Any]]
     Args:
       closed: the jaxpr.
       args: its arguments, a flat list.
-      make_rule: called for every jaxpr entered; returns ``rule(eqn, inputs, bind)``, which
+      make_rule: called with every jaxpr entered; returns ``rule(eqn, inputs, bind)``, which
         returns the equation's outputs. ``bind()`` computes them as they are written.
 
     Returns:
@@ -40,7 +41,7 @@ def evaluate(closed: Any, args: Any, make_rule: Callable[[], Callable[..., Any]]
     """
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.constvars + jaxpr.invars, list(closed.consts) + list(args)))
-    rule = make_rule()
+    rule = make_rule(jaxpr)
     for eqn in jaxpr.eqns:
         inputs = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
 
@@ -62,7 +63,7 @@ def evaluate(closed: Any, args: Any, make_rule: Callable[[], Callable[..., Any]]
     return [v.val if isinstance(v, core.Literal) else env[v] for v in jaxpr.outvars]
 
 
-def rewritten(fn: Callable[..., Any], make_rule: Callable[[], Callable[..., Any]]):
+def rewritten(fn: Callable[..., Any], make_rule: Callable[..., Any]):
     """Returns ``fn`` evaluated under a rule; see :func:`evaluate`."""
 
     @functools.wraps(fn)
@@ -74,28 +75,55 @@ def rewritten(fn: Callable[..., Any], make_rule: Callable[[], Callable[..., Any]
     return wrapped
 
 
-def one_rounding(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns ``fn`` with equal terms merged and divisions by scalars made multiplications.
+def one_rounding(fn: Callable[..., Any], zero: Any = None) -> Callable[..., Any]:
+    """Returns ``fn`` in a form that is rounded the same for arrays of any length.
+
+    Equal terms are computed once, and a division by a scalar is a multiplication by its
+    reciprocal. With ``zero``, of two products that are added or subtracted the first one is
+    rounded before, as is a product that is used more than once: zero is added to it, which makes
+    it a sum of its own.
+
+    Args:
+      fn: a function of arrays.
+      zero: a float scalar that is 0 when the program runs but not known to the compiler.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> jax.make_jaxpr(one_rounding(lambda x, s: x / s))(jnp.ones(2), 3.0).eqns[-1].primitive
       mul
     """
-    return rewritten(fn, _OneRounding)
+    return rewritten(fn, functools.partial(_OneRounding, zero))
 
 
 class _OneRounding:
     """The rule of :func:`one_rounding`, with a memory of one jaxpr."""
 
-    def __init__(self):
+    def __init__(self, zero, jaxpr):
+        self._zero = zero
         self._known = {}
         self._scalar_of = {}
+        self._products = {}
+        self._uses = collections.Counter(
+            v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, core.Literal))
 
     def __call__(self, eqn, inputs, bind):
         name = eqn.primitive.name
+        if name in ("add", "sub", "add_any") and self._zero is not None:
+            rounded = self._round_products(eqn, inputs)
+            if rounded is not None:
+                return eqn.primitive.bind(*rounded, **eqn.params),
         if name == "div" and (fixed := self._divide(*inputs)) is not None:
-            return [fixed]
+            outputs = [fixed]
+        else:
+            outputs = self._once(eqn, inputs, bind)
+        if name == "broadcast_in_dim" and jnp.ndim(inputs[0]) == 0:
+            self._scalar_of[id(outputs[0])] = inputs[0]
+        if name in ("mul", "integer_pow", "square", "div") or (
+                name == "neg" and id(inputs[0]) in self._products):
+            self._products.setdefault(id(outputs[0]), len(self._products))
+        return outputs
+
+    def _once(self, eqn, inputs, bind):
         try:
             key = (eqn.primitive, tuple(map(_identity, inputs)),
                    tuple(sorted(eqn.params.items())))
@@ -107,10 +135,21 @@ class _OneRounding:
         if key not in self._known:
             # The inputs are kept so that their ids stay theirs.
             self._known[key] = (inputs, bind())
-        outputs = self._known[key][1]
-        if name == "broadcast_in_dim" and jnp.ndim(inputs[0]) == 0:
-            self._scalar_of[id(outputs[0])] = inputs[0]
-        return outputs
+        return self._known[key][1]
+
+    def _round_products(self, eqn, inputs):
+        dtype = eqn.outvars[0].aval.dtype
+        order = [self._products.get(id(x)) for x in inputs]
+        if not jnp.issubdtype(dtype, jnp.floating) or order == [None, None]:
+            return None
+        several = [n is not None and not isinstance(v, core.Literal) and self._uses[v] > 1
+                   for n, v in zip(order, eqn.invars)]
+        if None not in order:
+            several[order.index(min(order))] = True
+        if not any(several):
+            return None
+        zero = lax.convert_element_type(self._zero, dtype)
+        return [x + zero if s else x for x, s in zip(inputs, several)]
 
     def _divide(self, numerator, divisor):
         divisor = self._scalar_of.get(id(divisor), divisor)

@@ -88,7 +88,8 @@ class Sharded(Replicated):
 
     A shard keeps the number of dimensions of its leaf, all but the last of size 1, so that
     transformations that look at ``ndim`` (weight decay of matrices only) do the same on shards.
-    Scalars are held whole.
+    Scalars are held whole. One device flattens too, which moves nothing: compilers may round a
+    loop over short rows unlike one over a long one.
     """
 
     def split(self, tree: Any, like: Any = None) -> Any:
@@ -121,6 +122,9 @@ class Sharded(Replicated):
         return (1,) * (len(shape) - 1) + (-(-math.prod(shape) // self.num_devices),)
 
     def fetch(self, ring: Any, rows: jax.Array, like: Any) -> Any:
+        if self.num_devices == 1:
+            return jax.tree.map(lambda x, l: x.reshape((len(x),) + l.shape),
+                                super().fetch(ring, rows, like), like)
         leaves, like_leaves = jax.tree.leaves(ring), jax.tree.leaves(like)
         scalars = iter(super().fetch([r for r in leaves if r.ndim == 1], rows, None))
         shards = [r[rows] for r in leaves if r.ndim > 1]
@@ -135,6 +139,8 @@ class Sharded(Replicated):
         return jax.tree.unflatten(jax.tree.structure(like), map(whole, like_leaves))
 
     def collect(self, trees: Any) -> Any:
+        if self.num_devices == 1:
+            return jax.tree.map(lambda x: x.reshape((len(x),) + self._part(x.shape[1:])), trees)
         leaves, treedef = jax.tree.flatten(trees)
 
         def to_shards(x):  # [k, ...] -> [D, k, shard]

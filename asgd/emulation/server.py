@@ -144,10 +144,9 @@ class ParameterServer:
             snapshots = lax.fori_loop(
                 0, (event.write_slot >= 0).astype(int),
                 lambda _, r: ring.write(r, event.write_slot, params), state.snapshots)
-        model_state = jax.tree.map(lambda s, b: (self._decay * s + (1 - self._decay) * b),
+        model_state = jax.tree.map(lambda s, b: self._decay * s + (1 - self._decay) * b,
                                    state.model_state, statistics)
         return ServerState(params, snapshots, opt_state, worker_state, model_state)
-
 
     def _where_fixed(self, fn, fixed_leaves, other_leaves):
         if self._fixed is None:

@@ -148,9 +148,6 @@ def scale_by_staleness(rule: Union[str, Rule] = inverse) -> optax.GradientTransf
     def update_fn(updates, state, params=None, *, staleness, **extra_args):
         del params, extra_args
         factor = rule(jnp.asarray(staleness, dtype=float))
-        # Compilers may round g * factor together with what follows; a fresh gradient is left
-        # alone, so that without staleness this is plain SGD to the last bit.
-        return jax.tree.map(
-            lambda g: jnp.where(factor == 1, g, g * factor.astype(g.dtype)), updates), state
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

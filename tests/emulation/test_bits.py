@@ -120,7 +120,7 @@ CASES = {
              lambda: optax.trace(0.9)),
     "clip": ("dropout", "hardsync",
              lambda: asgd.staleness_aware_sgd(0.1), lambda: optax.clip_by_global_norm(0.5)),
-    "clip_cnn": ("cnn", "dropped_asynchronous", lambda: optax.adam(0.01),
+    "clip_cnn": ("cnn", "dropped_asynchronous", lambda: AVERAGED(optax.adam(0.01)),
                  lambda: optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9))),
 }
 # backend, devices, waves per call, layout
@@ -162,3 +162,130 @@ def run(case, backend, num_devices, waves_per_call, layout):
 @functools.cache
 def reference(case):
     return digest(run(case, *REFERENCE))
+
+
+# Between them they have every backend, number of devices, waves per call and layout.
+CONFIGS = {
+    "one": [("shard_map", 1, 1, "sharded"), ("pmap", 1, 3, "replicated")],
+    "two": [("shard_map", 2, 3, "sharded"), ("pmap", 2, None, "replicated")],
+    "four": [("pmap", 4, 1, "sharded"), ("shard_map", 4, None, "replicated")],
+    "eight": [("shard_map", 8, None, "sharded"), ("pmap", 8, 3, "sharded")],
+}
+MANY = ["aware", "aware_cnn", "aware_norm"]
+
+
+@pytest.mark.parametrize("devices", CONFIGS)
+@pytest.mark.parametrize("case", MANY)
+def test_every_way_to_run(case, devices):
+    for config in CONFIGS[devices]:
+        assert digest(run(case, *config)) == reference(case), config
+
+
+@pytest.mark.parametrize("config", [("shard_map", 4, 3, "sharded"), ("pmap", 8, None, "sharded"),
+                                    ("shard_map", 2, None, "replicated")], ids=str)
+@pytest.mark.parametrize("case", [name for name in CASES if name not in MANY])
+def test_every_optimizer(case, config):
+    assert digest(run(case, *config)) == reference(case)
+
+
+@pytest.mark.parametrize("waves_per_call", [1, 3, 1000])
+def test_waves_per_call_on_one_device(waves_per_call):
+    for case in MANY:
+        assert digest(run(case, "jit", 1, waves_per_call, "sharded")) == reference(case)
+
+
+def test_something_was_computed():
+    """Equal digests of what never moved, or is not a number, would prove nothing."""
+    for case in ("aware", "dc_a_norm", "lion"):
+        (_, _, params, trace, _), options = problem(case)
+        result = run(case, *REFERENCE)
+        assert len(result.losses) == len(trace) and np.isfinite(result.losses).all()
+        for before, after in zip(jax.tree.leaves((params, options.get("model_state"))),
+                                 jax.tree.leaves((result.params, result.model_state)),
+                                 strict=True):
+            assert before.shape == after.shape and before.dtype == after.dtype
+            assert np.isfinite(after).all() and np.any(before != after)
+    assert trace.staleness.max() > 2
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_small_leaves(num_devices):
+    """Shards of one element: a compiler rounds them in a way of its own if it may."""
+    rng, events = np.random.default_rng(0), 300
+    params = {str(n): rng.normal(size=n).astype(np.float32) for n in (1, 2, 3, 5, 9, 48)}
+    batches = {k: rng.normal(size=(events, *p.shape)).astype(np.float32)
+               for k, p in params.items()}
+    trace = asgd.simulate(softsync(2), exponential(1.0), 9, events, seed=1)
+
+    def loss(params, batch):
+        return sum(jnp.sum(jnp.tanh(params[k]) * batch[k]) for k in params)
+
+    for tx in (optax.rmsprop(0.01), optax.adam(0.01)):
+        def emulate(**options):
+            return digest(asgd.emulate(loss, AVERAGED(tx), params, trace, batches, **options))
+        assert emulate(num_devices=num_devices) == emulate(backend="jit")
+
+
+def test_the_trace_saved_and_loaded(tmp_path):
+    (loss, tx, params, trace, batches), options = problem("aware")
+    trace.save(tmp_path / "trace.npz")
+    loaded = asgd.Trace.load(tmp_path / "trace.npz")
+    result = asgd.emulate(loss, tx, params, loaded, batches, **options, num_devices=2)
+    assert digest(result) == reference("aware")
+
+
+def test_batches_from_a_callable():
+    (loss, tx, params, trace, batches), options = problem("aware")
+    asked = []
+
+    def rows(events):
+        asked.append(events)
+        return jax.tree.map(lambda x: x[events], batches)
+
+    result = asgd.emulate(loss, tx, params, trace, rows, **options, num_devices=2,
+                          waves_per_call=3)
+    assert digest(result) == reference("aware")
+    assert len(asked) > 3 and max(e[-1] for e in asked) == len(trace) - 1
+
+
+def test_seed_and_events_decide_the_keys():
+    (loss, tx, params, trace, batches), options = problem("clip")
+    other = asgd.emulate(loss, tx, params, trace, batches, backend="jit",
+                         **{**options, "seed": 8})
+    assert digest(other) != reference("clip")
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_in_pieces(num_devices):
+    """Stopped at cuts, a run gives the same bits."""
+    args, options = problem("lion")
+    trace = args[3]
+    emulator = asgd.emulation.Emulator(
+        *args, **options, num_devices=num_devices, cuts=[7, 20], waves_per_call=3)
+    state, losses = emulator.init(), []
+    for start, stop in [(0, 7), (7, 20), (20, len(trace))]:
+        state, piece = emulator.run(state, start, stop)
+        losses.append(piece)
+    result = asgd.emulation.EmulationResult(
+        emulator.params(state), np.concatenate(losses), emulator.model_state(state))
+    assert digest(result) == reference("lion")
+
+
+SCRIPT = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("bits", sys.argv[1])
+bits = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bits)
+devices = bits.jax.device_count()
+print(json.dumps([devices, [bits.digest(bits.run(case, "shard_map", devices, None, "sharded"))
+                            for case in ("aware", "dc_a_norm")]]))
+"""
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_another_process(num_devices):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(num_devices),
+                   "PYTHONPATH": os.pathsep.join(sys.path)}
+    out = subprocess.run([sys.executable, "-c", SCRIPT, __file__], env=environment, check=True,
+                         capture_output=True, text=True).stdout
+    assert json.loads(out) == [num_devices, [reference("aware"), reference("dc_a_norm")]]
