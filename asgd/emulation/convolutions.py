@@ -19,7 +19,7 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Returns ``fn`` with the backward pass of its convolutions in XLA's canonical layout.
 
     Convolutions in one to three dimensions without groups or input dilation are replaced,
-    also within jitted functions called by ``fn``; others, and those inside loops and custom
+    also within jitted functions called by ``fn``; others, and those inside scans and custom
     derivatives of ``fn``, stay as they are. A function without convolutions, and any
     function on an accelerator, comes back unchanged.
 

@@ -28,7 +28,8 @@ def inner_jaxpr(eqn: Any) -> Any:
 def evaluate(closed: Any, args: Any, make_rule: Callable[..., Any]) -> Any:
     """Evaluates a closed jaxpr, asking a rule about each equation.
 
-    Jitted calls and conditionals are entered; loops and custom derivatives are taken whole.
+    Jitted calls, conditionals and while loops are entered; scans and custom derivatives are taken
+    whole.
 
     Args:
       closed: the jaxpr.
@@ -52,6 +53,8 @@ def evaluate(closed: Any, args: Any, make_rule: Callable[..., Any]) -> Any:
                 branches = [functools.partial(lambda b, *ops: evaluate(b, ops, make_rule), branch)
                             for branch in eqn.params["branches"]]
                 return lax.switch(inputs[0], branches, *inputs[1:])
+            if eqn.primitive.name == "while":
+                return _while(eqn.params, inputs, make_rule)
             params = eqn.primitive.get_bind_params(eqn.params)
             # A pair before jax 0.10.
             subfuns, params = params if isinstance(params, tuple) else ((), params)
@@ -61,6 +64,15 @@ def evaluate(closed: Any, args: Any, make_rule: Callable[..., Any]) -> Any:
 
         env.update(zip(eqn.outvars, rule(eqn, inputs, bind)))
     return [v.val if isinstance(v, core.Literal) else env[v] for v in jaxpr.outvars]
+
+
+def _while(params, inputs, make_rule):
+    split = params["cond_nconsts"]
+    start = split + params["body_nconsts"]
+    return lax.while_loop(
+        lambda c: evaluate(params["cond_jaxpr"], [*inputs[:split], *c], make_rule)[0],
+        lambda c: evaluate(params["body_jaxpr"], [*inputs[split:start], *c], make_rule),
+        inputs[start:])
 
 
 def rewritten(fn: Callable[..., Any], make_rule: Callable[..., Any]):

@@ -56,17 +56,14 @@ def _cross_entropy(logits, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def mlp_loss(params, batch):
-    return _cross_entropy(MLP().apply({"params": params}, batch["x"]), batch["y"])
+def loss_of(model):
+    return lambda params, batch: _cross_entropy(
+        model.apply({"params": params}, batch["x"]), batch["y"])
 
 
 def dropout_loss(params, batch, key):
     logits = MLP(0.3).apply({"params": params}, batch["x"], rngs={"dropout": key})
     return _cross_entropy(logits, batch["y"])
-
-
-def cnn_loss(params, batch):
-    return _cross_entropy(CNN().apply({"params": params}, batch["x"]), batch["y"])
 
 
 def norm_loss(params, batch):
@@ -94,8 +91,8 @@ TRACES = {
     "dropped_asynchronous": lambda: drop_some(
         asgd.simulate(asynchronous(), exponential(1.0), 6, 28, seed=5)),
 }
-MODELS = {"mlp": (MLP(), mlp_loss), "dropout": (MLP(), dropout_loss), "cnn": (CNN(), cnn_loss),
-          "norm": (NormNet(), norm_loss)}
+MODELS = {"mlp": (MLP(), loss_of(MLP())), "dropout": (MLP(), dropout_loss),
+          "cnn": (CNN(), loss_of(CNN())), "norm": (NormNet(), norm_loss)}
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.01, 0.1, 4, 20)
 AVERAGED = asgd.average_until_update
 
@@ -123,8 +120,6 @@ CASES = {
     "clip_cnn": ("cnn", "dropped_asynchronous", lambda: AVERAGED(optax.adam(0.01)),
                  lambda: optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9))),
 }
-# backend, devices, waves per call, layout
-REFERENCE = ("jit", 1, None, "sharded")
 
 
 @functools.cache
@@ -160,57 +155,51 @@ def run(case, backend, num_devices, waves_per_call, layout):
 
 
 @functools.cache
+def reference_result(case):
+    return run(case, "jit", 1, None, "sharded")
+
+
 def reference(case):
-    return digest(run(case, *REFERENCE))
+    return digest(reference_result(case))
 
 
 # Between them they have every backend, number of devices, waves per call and layout.
-CONFIGS = {
-    "one": [("shard_map", 1, 1, "sharded"), ("pmap", 1, 3, "replicated")],
-    "two": [("shard_map", 2, 3, "sharded"), ("pmap", 2, None, "replicated")],
-    "four": [("pmap", 4, 1, "sharded"), ("shard_map", 4, None, "replicated")],
-    "eight": [("shard_map", 8, None, "sharded"), ("pmap", 8, 3, "sharded")],
-}
-MANY = ["aware", "aware_cnn", "aware_norm"]
+SOME = [("shard_map", 2, 3, "sharded"), ("pmap", 4, 1, "sharded"),
+        ("shard_map", 8, None, "sharded"), ("jit", 1, 3, "sharded")]
+MORE = [("shard_map", 1, 1, "sharded"), ("pmap", 8, 3, "sharded"),
+        ("shard_map", 4, None, "replicated"), ("pmap", 2, None, "replicated")]
+WAYS = {"aware_cnn": SOME + MORE, "aware_norm": SOME, "aware": MORE}
 
 
-@pytest.mark.parametrize("devices", CONFIGS)
-@pytest.mark.parametrize("case", MANY)
-def test_every_way_to_run(case, devices):
-    for config in CONFIGS[devices]:
-        assert digest(run(case, *config)) == reference(case), config
+@pytest.mark.parametrize("case, config", [(c, way) for c in WAYS for way in WAYS[c]])
+def test_every_way_to_run(case, config):
+    assert digest(run(case, *config)) == reference(case)
 
 
-@pytest.mark.parametrize("config", [("shard_map", 4, 3, "sharded"), ("pmap", 8, None, "sharded"),
-                                    ("shard_map", 2, None, "replicated")], ids=str)
-@pytest.mark.parametrize("case", [name for name in CASES if name not in MANY])
+@pytest.mark.parametrize("config", [("shard_map", 8, 3, "sharded"),
+                                    ("pmap", 2, None, "sharded")], ids=str)
+@pytest.mark.parametrize("case", [name for name in CASES if name not in WAYS])
 def test_every_optimizer(case, config):
     assert digest(run(case, *config)) == reference(case)
 
 
-@pytest.mark.parametrize("waves_per_call", [1, 3, 1000])
-def test_waves_per_call_on_one_device(waves_per_call):
-    for case in MANY:
-        assert digest(run(case, "jit", 1, waves_per_call, "sharded")) == reference(case)
-
-
-def test_something_was_computed():
+@pytest.mark.parametrize("case", CASES)
+def test_something_was_computed(case):
     """Equal digests of what never moved, or is not a number, would prove nothing."""
-    for case in ("aware", "dc_a_norm", "lion"):
-        (_, _, params, trace, _), options = problem(case)
-        result = run(case, *REFERENCE)
-        assert len(result.losses) == len(trace) and np.isfinite(result.losses).all()
-        for before, after in zip(jax.tree.leaves((params, options.get("model_state"))),
-                                 jax.tree.leaves((result.params, result.model_state)),
-                                 strict=True):
-            assert before.shape == after.shape and before.dtype == after.dtype
-            assert np.isfinite(after).all() and np.any(before != after)
-    assert trace.staleness.max() > 2
+    (_, _, params, trace, _), options = problem(case)
+    result = reference_result(case)
+    assert len(result.losses) == len(trace) and np.isfinite(result.losses).all()
+    for before, after in zip(jax.tree.leaves((params, options.get("model_state"))),
+                             jax.tree.leaves((result.params, result.model_state)), strict=True):
+        assert before.shape == after.shape and before.dtype == after.dtype
+        assert np.isfinite(after).all() and np.any(before != after)
+    assert trace.staleness.max() >= (0 if CASES[case][1] == "hardsync" else 2)
+    assert CASES[case][1].startswith("dropped") != trace.applied.all()
 
 
-@pytest.mark.parametrize("num_devices", [2, 8])
-def test_small_leaves(num_devices):
-    """Shards of one element: a compiler rounds them in a way of its own if it may."""
+@pytest.mark.parametrize("tx", [optax.rmsprop(0.01), optax.adam(0.01)])
+def test_small_leaves(tx):
+    """Shards of one or a few elements: a compiler rounds them in a way of its own if it may."""
     rng, events = np.random.default_rng(0), 300
     params = {str(n): rng.normal(size=n).astype(np.float32) for n in (1, 2, 3, 5, 9, 48)}
     batches = {k: rng.normal(size=(events, *p.shape)).astype(np.float32)
@@ -220,10 +209,10 @@ def test_small_leaves(num_devices):
     def loss(params, batch):
         return sum(jnp.sum(jnp.tanh(params[k]) * batch[k]) for k in params)
 
-    for tx in (optax.rmsprop(0.01), optax.adam(0.01)):
-        def emulate(**options):
-            return digest(asgd.emulate(loss, AVERAGED(tx), params, trace, batches, **options))
-        assert emulate(num_devices=num_devices) == emulate(backend="jit")
+    def emulate(**options):
+        return digest(asgd.emulate(loss, AVERAGED(tx), params, trace, batches, **options))
+
+    assert emulate(num_devices=8) == emulate(backend="jit")
 
 
 def test_the_trace_saved_and_loaded(tmp_path):
@@ -242,17 +231,10 @@ def test_batches_from_a_callable():
         asked.append(events)
         return jax.tree.map(lambda x: x[events], batches)
 
-    result = asgd.emulate(loss, tx, params, trace, rows, **options, num_devices=2,
-                          waves_per_call=3)
+    result = asgd.emulate(
+        loss, tx, params, trace, rows, **options, num_devices=2, waves_per_call=3)
     assert digest(result) == reference("aware")
     assert len(asked) > 3 and max(e[-1] for e in asked) == len(trace) - 1
-
-
-def test_seed_and_events_decide_the_keys():
-    (loss, tx, params, trace, batches), options = problem("clip")
-    other = asgd.emulate(loss, tx, params, trace, batches, backend="jit",
-                         **{**options, "seed": 8})
-    assert digest(other) != reference("clip")
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])
@@ -277,8 +259,8 @@ spec = importlib.util.spec_from_file_location("bits", sys.argv[1])
 bits = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bits)
 devices = bits.jax.device_count()
-print(json.dumps([devices, [bits.digest(bits.run(case, "shard_map", devices, None, "sharded"))
-                            for case in ("aware", "dc_a_norm")]]))
+result = bits.run("dc_a_norm", "shard_map", devices, None, "sharded")
+print(json.dumps([devices, bits.digest(result)]))
 """
 
 
@@ -288,4 +270,4 @@ def test_another_process(num_devices):
                    "PYTHONPATH": os.pathsep.join(sys.path)}
     out = subprocess.run([sys.executable, "-c", SCRIPT, __file__], env=environment, check=True,
                          capture_output=True, text=True).stdout
-    assert json.loads(out) == [num_devices, [reference("aware"), reference("dc_a_norm")]]
+    assert json.loads(out) == [num_devices, reference("dc_a_norm")]

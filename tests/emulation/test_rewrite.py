@@ -34,6 +34,11 @@ def array_divisions(fn, *args):
                for eqn in equations(fn, *args))
 
 
+def compiled(fn):
+    """Only in a program are divisors unknown, and so divisions rewritten."""
+    return jax.jit(one_rounding(fn))
+
+
 @pytest.mark.parametrize("divide", [
     lambda x, s: x / s,
     lambda x, s: x / jnp.full_like(x, s),
@@ -43,13 +48,13 @@ def array_divisions(fn, *args):
 ])
 def test_division_by_a_scalar_is_multiplication_by_its_reciprocal(divide):
     assert array_divisions(divide, X, S) == 0
-    got, want = jax.jit(one_rounding(divide))(X, S), divide(X, S)
+    got, want = compiled(divide)(X, S), divide(X, S)
     # The reciprocal's rounding and the product's, against the quotient's: within one ulp.
     np.testing.assert_array_max_ulp(np.asarray(got), np.asarray(want), maxulp=1)
 
 
 def test_the_value_is_exactly_that_of_the_reciprocal():
-    got = jax.jit(one_rounding(lambda x, s: x / s))(X, S)
+    got = compiled(lambda x, s: x / s)(X, S)
     np.testing.assert_array_equal(got, X * (np.float32(1) / S))
 
 
@@ -58,13 +63,13 @@ def test_special_divisors(s):
     x = np.array([1.0, -2.5, 8.0], np.float32)
     with np.errstate(all="ignore"):
         want = x / np.float32(s)
-    np.testing.assert_array_equal(one_rounding(lambda x, s: x / s)(x, np.float32(s)), want)
+    np.testing.assert_array_equal(compiled(lambda x, s: x / s)(x, np.float32(s)), want)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_dtypes_are_kept(dtype, x64):
     x, s = jnp.asarray(X, dtype), jnp.asarray(3.0, dtype)
-    got = one_rounding(lambda x, s: x / s)(x, s)
+    got = compiled(lambda x, s: x / s)(x, s)
     assert got.dtype == dtype
     np.testing.assert_allclose(np.asarray(got, np.float64), np.asarray(x / s, np.float64),
                                rtol=2 * float(jnp.finfo(dtype).eps), atol=0)
@@ -81,9 +86,9 @@ def test_what_is_left_alone():
     whole = np.arange(-9, 9, dtype=np.int32)
     assert count("div", integers, whole, np.int32(4)) == 1
     np.testing.assert_array_equal(
-        one_rounding(integers)(whole, np.int32(4)), np.trunc(whole / 4).astype(np.int32))
+        compiled(integers)(whole, np.int32(4)), np.trunc(whole / 4).astype(np.int32))
     for fn, args in [(scalars, (S, np.float32(7))), (arrays, (X, X + 1)), (constants, (X,))]:
-        np.testing.assert_array_equal(jax.jit(one_rounding(fn))(*args), jax.jit(fn)(*args))
+        np.testing.assert_array_equal(compiled(fn)(*args), jax.jit(fn)(*args))
 
 
 def test_equal_terms_are_computed_once():
@@ -93,7 +98,7 @@ def test_equal_terms_are_computed_once():
     assert count("sqrt", fn, X, S) == 1
     assert array_divisions(fn, X, S) == 0
     assert count("div", fn, X, S) == 1  # One reciprocal for both quotients.
-    for got, want in zip(one_rounding(fn)(X, S), fn(X, S), strict=True):
+    for got, want in zip(compiled(fn)(X, S), fn(X, S), strict=True):
         # Terms of size up to 10, each with a rounding or two.
         np.testing.assert_allclose(got, want, rtol=0, atol=4e-6)
 
@@ -103,7 +108,7 @@ def test_unequal_terms_are_kept_apart():
         return (jnp.sum(x.reshape(10, 10), 0), jnp.sum(x.reshape(10, 10), 1), x + y, y - x, x - y,
                 x.astype(jnp.int32), x.astype(jnp.float16), x + 1, x + 2)
 
-    for got, want in zip(one_rounding(fn)(X, 2 * X), fn(X, 2 * X), strict=True):
+    for got, want in zip(compiled(fn)(X, 2 * X), fn(X, 2 * X), strict=True):
         np.testing.assert_array_equal(got, want)
         assert got.dtype == want.dtype
 
@@ -113,7 +118,7 @@ def test_random_bits_of_different_keys_stay_different():
         a, b = jax.random.split(key)
         return jax.random.normal(a, (5,)), jax.random.normal(b, (5,)), jax.random.normal(a, (5,))
 
-    got, want = one_rounding(fn)(jax.random.key(0)), fn(jax.random.key(0))
+    got, want = compiled(fn)(jax.random.key(0)), fn(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, got, want)
     assert np.all(got[0] != got[1])
 
@@ -122,7 +127,7 @@ def test_enters_jit():
     inner = jax.jit(lambda x, s: x / s)
     fn = lambda x, s: jax.jit(lambda x, s: inner(x, s) + 1)(x, s)
     assert array_divisions(fn, X, S) == 0
-    np.testing.assert_allclose(one_rounding(fn)(X, S), fn(X, S), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(compiled(fn)(X, S), fn(X, S), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("chosen", [False, True])
@@ -132,7 +137,7 @@ def test_enters_cond(chosen):
 
     assert array_divisions(fn, chosen, X, S) == 0
     np.testing.assert_array_max_ulp(
-        np.asarray(one_rounding(fn)(chosen, X, S)), np.asarray(fn(chosen, X, S)), maxulp=1)
+        np.asarray(compiled(fn)(chosen, X, S)), np.asarray(fn(chosen, X, S)), maxulp=1)
     # Within a program the choice stays one of the program.
     assert count("cond", fn, chosen, X, S) == 1
 
@@ -143,7 +148,7 @@ def test_enters_switch(index):
     fn = lambda i, x, s: jax.lax.switch(i, branches, x, s)
     assert array_divisions(fn, index, X, S) == 0
     np.testing.assert_array_max_ulp(
-        np.asarray(one_rounding(fn)(index, X, S)), np.asarray(fn(index, X, S)), maxulp=1)
+        np.asarray(compiled(fn)(index, X, S)), np.asarray(fn(index, X, S)), maxulp=1)
 
 
 def test_loops_and_custom_derivatives_keep_their_meaning():
@@ -158,8 +163,8 @@ def test_loops_and_custom_derivatives_keep_their_meaning():
         scanned, sums = jax.lax.scan(lambda c, y: (c + y, c), s, x)
         return jnp.sum(looped + double(x)) + scanned + jnp.sum(sums)
 
-    np.testing.assert_allclose(one_rounding(fn)(X, S), fn(X, S), rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(one_rounding(fn))(X, S), jax.grad(fn)(X, S), rtol=1e-6)
+    np.testing.assert_allclose(compiled(fn)(X, S), fn(X, S), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(compiled(fn))(X, S), jax.grad(fn)(X, S), rtol=1e-6)
     np.testing.assert_allclose(
         one_rounding(jax.grad(lambda x: jnp.sum(double(x))))(X), np.full(100, 7.0))
 
@@ -167,6 +172,6 @@ def test_loops_and_custom_derivatives_keep_their_meaning():
 def test_trees_in_and_out():
     fn = lambda tree, s: {"a": tree["x"] / s, "b": (tree["y"], None, s), "c": {}}
     args = {"x": X, "y": [np.int32(3)]}, S
-    got, want = one_rounding(fn)(*args), fn(*args)
+    got, want = compiled(fn)(*args), fn(*args)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     np.testing.assert_array_equal(got["b"][2], S)
