@@ -44,7 +44,7 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fn)
     def wrapped(*args):
         if _has_convolution(jax.make_jaxpr(fn)(*args).jaxpr):
-            return rewrite.rewritten(fn, lambda jaxpr: rule)(*args)
+            return rewrite.rewritten(fn, lambda: rule)(*args)
         return fn(*args)
 
     return wrapped

@@ -25,7 +25,7 @@ def inner_jaxpr(eqn: Any) -> Any:
     return None
 
 
-def evaluate(closed: Any, args: Any, make_rule: Callable[..., Any]) -> Any:
+def evaluate(closed: Any, args: Any, make_rule: Callable[..., Any], rule: Any = None) -> Any:
     """Evaluates a closed jaxpr, asking a rule about each equation.
 
     Jitted calls, conditionals and while loops are entered; scans and custom derivatives are taken
@@ -34,21 +34,25 @@ def evaluate(closed: Any, args: Any, make_rule: Callable[..., Any]) -> Any:
     Args:
       closed: the jaxpr.
       args: its arguments, a flat list.
-      make_rule: called with every jaxpr entered; returns ``rule(eqn, inputs, bind)``, which
-        returns the equation's outputs. ``bind()`` computes them as they are written.
+      make_rule: called for each body of a conditional or loop; returns
+        ``rule(eqn, inputs, bind)``, which returns the equation's outputs. ``bind()`` computes
+        them as they are written.
+      rule: the rule in force, by default a new one.
 
     Returns:
       The outputs, a flat list.
     """
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.constvars + jaxpr.invars, list(closed.consts) + list(args)))
-    rule = make_rule(jaxpr)
+    rule = rule or make_rule()
+    if hasattr(rule, "enter"):
+        rule.enter(jaxpr)
     for eqn in jaxpr.eqns:
         inputs = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
 
         def bind(eqn=eqn, inputs=inputs):
             if (inner := inner_jaxpr(eqn)) is not None:
-                return evaluate(inner, inputs, make_rule)
+                return evaluate(inner, inputs, make_rule, rule)
             if eqn.primitive.name == "cond":
                 branches = [functools.partial(lambda b, *ops: evaluate(b, ops, make_rule), branch)
                             for branch in eqn.params["branches"]]
@@ -90,8 +94,8 @@ def rewritten(fn: Callable[..., Any], make_rule: Callable[..., Any]):
 def one_rounding(fn: Callable[..., Any], zero: Any = None) -> Callable[..., Any]:
     """Returns ``fn`` in a form that is rounded the same for arrays of any length.
 
-    Equal terms are computed once, and a division by a scalar is a multiplication by its
-    reciprocal. With ``zero``, of two products that are added or subtracted the first one is
+    Equal terms are computed once, and a division by a scalar, or by what is repeated along an
+    axis, is a multiplication by its reciprocal. With ``zero``, of two products that are added or subtracted the first one is
     rounded before, as is a product that is used more than once: zero is added to it, which makes
     it a sum of its own.
 
@@ -110,12 +114,16 @@ def one_rounding(fn: Callable[..., Any], zero: Any = None) -> Callable[..., Any]
 class _OneRounding:
     """The rule of :func:`one_rounding`, with a memory of one jaxpr."""
 
-    def __init__(self, zero, jaxpr):
+    def __init__(self, zero):
         self._zero = zero
         self._known = {}
-        self._scalar_of = {}
+        self._broadcasts = {}
         self._products = {}
-        self._uses = collections.Counter(
+        self._alive = []  # All that is known by its id.
+        self._uses = collections.Counter()
+
+    def enter(self, jaxpr):
+        self._uses.update(
             v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, core.Literal))
 
     def __call__(self, eqn, inputs, bind):
@@ -128,8 +136,9 @@ class _OneRounding:
             outputs = [fixed]
         else:
             outputs = self._once(eqn, inputs, bind)
-        if name == "broadcast_in_dim" and jnp.ndim(inputs[0]) == 0:
-            self._scalar_of[id(outputs[0])] = inputs[0]
+        self._alive.append((inputs, outputs))
+        if name == "broadcast_in_dim" and outputs[0].size > jnp.size(inputs[0]):
+            self._broadcasts[id(outputs[0])] = (inputs[0], eqn)
         if name in ("mul", "integer_pow", "square", "div") or (
                 name == "neg" and id(inputs[0]) in self._products):
             self._products.setdefault(id(outputs[0]), len(self._products))
@@ -145,9 +154,8 @@ class _OneRounding:
         if eqn.effects:
             return bind()
         if key not in self._known:
-            # The inputs are kept so that their ids stay theirs.
-            self._known[key] = (inputs, bind())
-        return self._known[key][1]
+            self._known[key] = bind()
+        return self._known[key]
 
     def _round_products(self, eqn, inputs):
         dtype = eqn.outvars[0].aval.dtype
@@ -164,16 +172,17 @@ class _OneRounding:
         return [x + zero if s else x for x, s in zip(inputs, several)]
 
     def _divide(self, numerator, divisor):
-        divisor = self._scalar_of.get(id(divisor), divisor)
-        if jnp.ndim(numerator) == 0 or jnp.ndim(divisor) != 0:
+        small, spread = self._broadcasts.get(id(divisor), (divisor, None))
+        if not (isinstance(small, jax.core.Tracer) and jnp.issubdtype(small.dtype, jnp.floating)
+                and jnp.size(numerator) > small.size):
             return None
-        if not (isinstance(divisor, jax.core.Tracer)
-                and jnp.issubdtype(divisor.dtype, jnp.floating)):
-            return None
-        key = ("reciprocal", id(divisor))
+        key = ("reciprocal", id(small))
         if key not in self._known:
-            self._known[key] = (divisor, lax.div(jnp.ones_like(divisor), divisor))
-        return lax.mul(numerator, lax.broadcast(self._known[key][1], numerator.shape))
+            self._known[key] = lax.div(jnp.ones_like(small), small)
+        reciprocal = self._known[key]
+        if spread is None:
+            return numerator * reciprocal
+        return lax.mul(numerator, spread.primitive.bind(reciprocal, **spread.params))
 
 
 def _identity(value):

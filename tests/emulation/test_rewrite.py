@@ -151,7 +151,33 @@ def test_enters_switch(index):
         np.asarray(compiled(fn)(index, X, S)), np.asarray(fn(index, X, S)), maxulp=1)
 
 
-def test_loops_and_custom_derivatives_keep_their_meaning():
+def test_enters_loops():
+    def fn(turns, x, s):
+        return jax.lax.fori_loop(0, turns, lambda i, x: (x + i) / s, x)
+
+    assert array_divisions(fn, 3, X, S) == 0
+    # Three divisions by 0.3 and sums, of values up to 300.
+    np.testing.assert_allclose(compiled(fn)(3, X, S), fn(3, X, S), rtol=1e-5, atol=1e-4)
+
+
+def test_products_are_rounded_before_they_are_added():
+    """With a zero unknown to the compiler, a * b + c * d is fma(c, d, round(a * b)), always."""
+    rng = np.random.default_rng(0)
+    a, b, c, d = (rng.normal(size=1000).astype(np.float32) for _ in range(4))
+    fn = jax.jit(lambda zero, *args: one_rounding(lambda a, b, c, d: a * b + c * d, zero)(*args))
+    # In float64 the product and the sum of float32 numbers round once less than float32 does.
+    first, second = (a * b).astype(np.float64), c.astype(np.float64) * d
+    want = (first + second).astype(np.float32)
+    separate = a * b + c * d
+    got = np.asarray(fn(np.float32(0), a, b, c, d))
+    assert np.array_equal(got, want) or np.array_equal(got, separate)
+    for size in (1, 2, 3, 7, 100):
+        parts = [fn(np.float32(0), *(x[i:i + size] for x in (a, b, c, d)))
+                 for i in range(0, 1000 - 1000 % size, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), got[:1000 - 1000 % size])
+
+
+def test_scans_and_custom_derivatives_keep_their_meaning():
     @jax.custom_jvp
     def double(x):
         return 2 * x
