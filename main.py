@@ -49,7 +49,8 @@ def main(argv):
         print(json.dumps(loop.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))))
     except (validation.ConfigError, datasets.DatasetNotPrepared) as error:
         _fail(2, f"{argv[0]}: {error}")
-    except (ArithmeticError, ImportError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:
+        log.debug("failed", exc_info=True)
         _fail(1, f"{argv[0]}: {type(error).__name__}: {error}")
 
 

@@ -28,13 +28,15 @@ class DebugEmulator:
         self._params = jax.tree.map(jnp.asarray, params)
         self._model_state = jax.tree.map(jnp.asarray, model_state)
         self._decay = model_state_decay
+        self._last_read = np.full(trace.num_updates + 1, -1)
+        self._last_read[trace.read_version] = np.arange(len(trace))
         self._rows = inputs.row_reader(batches, len(trace))
         self._key = jax.random.key(seed)
         self._loss = inputs.uniform_loss(loss_fn, model_state is not None)
         if len(trace):
             inputs.check_loss(self._loss, self._params, self._model_state,
                               jax.tree.map(lambda x: x[0], self._rows(0, 1)))
-        if not trace.updates.all():
+        if (trace.applied & ~trace.updates).any():
             elementwise.check_waits_for_update(self._tx, self._params)
 
     def init(self) -> Any:
@@ -79,8 +81,7 @@ class DebugEmulator:
         if update:
             params = optax.apply_updates(params, updates)
             snapshots[int(trace.version[event]) + 1] = params
-        needed = set(trace.read_version[event + 1:].tolist())
-        snapshots = {v: s for v, s in snapshots.items() if v in needed}
+        snapshots = {v: s for v, s in snapshots.items() if self._last_read[v] > event}
         model_state = jax.tree.map(lambda s, b: self._decay * s + (1 - self._decay) * b,
                                    state["model_state"], statistics)
         return dict(params=params, opt_state=opt_state, snapshots=snapshots,

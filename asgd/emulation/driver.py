@@ -40,8 +40,8 @@ class Emulator:
                  cuts: Sequence[int] = ()):
         if layout not in LAYOUTS:
             raise ValueError(f"layout {layout!r} is unknown; the layouts are {', '.join(LAYOUTS)}")
-        if waves_per_call is not None and waves_per_call < 1:
-            raise ValueError(f"waves_per_call must be at least 1, got {waves_per_call}")
+        inputs.check_arguments(tx, worker_tx, trace, num_devices, waves_per_call,
+                               model_state_decay)
         self.trace = trace
         self._spmd = Spmd(num_devices, backend)
         self._params = jax.tree.map(jnp.asarray, params)
@@ -55,7 +55,7 @@ class Emulator:
         tx = optax.with_extra_args_support(tx)
         if layout == "sharded":
             elementwise.check_elementwise(tx, self._params)
-        if not trace.updates.all():
+        if (trace.applied & ~trace.updates).any():
             elementwise.check_waits_for_update(tx, self._params)
 
         worker_has_state = worker_tx is not None and bool(
@@ -105,7 +105,7 @@ class Emulator:
             first, taken, out = in_flight.popleft()
             # [D, waves, k] -> [waves, D * k], of which the places with an event are taken.
             out = np.asarray(out).swapaxes(0, 1).reshape(taken.shape)[taken]
-            inputs.check_losses(out, first, self.trace)
+            inputs.check_losses(out, int(first), self.trace)
             losses.append(out)
 
         for wave in range(begin, end, self.waves_per_call):

@@ -1,5 +1,6 @@
 """Checks a transformation before it is trusted: elementwise on shards, still between updates."""
 
+import math
 from typing import Any
 
 import jax
@@ -13,10 +14,12 @@ _ELEMENTWISE = frozenset("""
     floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter
     not optimization_barrier or pow real reduce_precision rem round rsqrt select_n shift_left
     shift_right_arithmetic shift_right_logical sign sin sinh sqrt square squeeze stop_gradient sub
-    tan tanh xor full iota expand_dims device_put pvary
+    tan tanh xor full expand_dims device_put pvary
     """.split())
-_ROWS = frozenset(["dynamic_slice", "dynamic_update_slice", "gather", "scatter", "slice",
-                   "dynamic_index_in_dim"])
+_ROW_READS = frozenset(["dynamic_slice", "gather", "slice"])
+_ROW_WRITES = frozenset(["dynamic_update_slice", "scatter"])
+# What is the same on all devices, is split over them, or is split with an axis of rows before.
+_WHOLE, _SPLIT, _ROWS = range(3)
 _EXTRA_SHAPES = dict(staleness=np.int32(0), worker=np.int32(0), delay=np.float32(0),
                      update=np.bool_(True))
 
@@ -24,63 +27,94 @@ _EXTRA_SHAPES = dict(staleness=np.int32(0), worker=np.int32(0), delay=np.float32
 def check_elementwise(tx: Any, params: Any) -> None:
     """Raises unless ``tx`` treats every parameter by itself.
 
-    The update is traced and every operation on values that have the parameters' shape must be
-    elementwise, or pick a row of a leading axis; so half a leaf can be updated without the
-    other half.
+    The update is traced, and every operation on what is split with the parameters must be
+    elementwise, or pick a row of a state that has one for each worker. Traced again on shards of
+    several sizes it must be the same program: no number, mask or noise may follow the shape.
 
     Args:
       tx: the server's transformation.
       params: tree of arrays or shapes.
 
     Raises:
-      ValueError: naming the first operation that mixes elements.
+      ValueError: naming the first operation that mixes elements or follows the shape.
     """
 
-    def update(grads, state, params, stale_params, extra):
-        return tx.update(grads, state, params, stale_params=stale_params, **extra)
+    def trace(shapes):
+        def update(grads, state, params, stale_params, extra):
+            return tx.update(grads, state, params, stale_params=stale_params, **extra)
 
-    def longer(p):
-        return jax.ShapeDtypeStruct(p.shape[:-1] + tuple(n + 1 for n in p.shape[-1:]), p.dtype)
+        state = jax.eval_shape(tx.init, shapes)
+        return state, jax.make_jaxpr(update)(shapes, state, shapes, shapes, _EXTRA_SHAPES).jaxpr
 
-    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
-    state = jax.eval_shape(tx.init, shapes)
-    # State is split with the parameters where its shape follows theirs.
-    other = jax.eval_shape(tx.init, jax.tree.map(longer, shapes))
-    split = [p.ndim > 0 for p in jax.tree.leaves(shapes)]
-    split_state = [a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (state, other)))]
-    closed = jax.make_jaxpr(update)(shapes, state, shapes, shapes, _EXTRA_SHAPES)
-    mixed = split + split_state + split + split + [False] * len(_EXTRA_SHAPES)
-    culprit, _ = _first_mixing(closed.jaxpr, mixed)
+    def resized(resize):
+        return jax.tree.map(lambda p: jax.ShapeDtypeStruct(resize(p.shape), p.dtype), params)
+
+    def part(num_devices):
+        return lambda s: s and (1,) * (len(s) - 1) + (-(-math.prod(s) // num_devices),)
+
+    state, jaxpr = trace(resized(lambda s: s))
+    # State is split where its shape follows the parameters'; a first axis that does not is rows.
+    longer, _ = trace(resized(lambda s: tuple(n + 1 for n in s)))
+    split = [_SPLIT if p.ndim else _WHOLE for p in jax.tree.leaves(params)]
+    split_state = [
+        _WHOLE if a.shape == b.shape else _ROWS if a.shape[0] == b.shape[0] else _SPLIT
+        for a, b in zip(*map(jax.tree.leaves, (state, longer)))]
+    marks = split + split_state + split + split + [_WHOLE] * len(_EXTRA_SHAPES)
+    culprit, _ = _first_mixing(jaxpr, marks)
     if culprit:
         raise ValueError(
             f"layout='sharded' needs an elementwise tx, but it uses {culprit!r} across the "
             "elements of a leaf: pass that part as worker_tx, or layout='replicated'")
+    program = _signature(jaxpr)
+    for num_devices in (1, 2, 8, 64):
+        if _signature(trace(resized(part(num_devices)))[1]) != program:
+            raise ValueError(
+                "layout='sharded' needs a tx that does the same on a part of a leaf, but it "
+                "depends on the leaf's shape: pass that part as worker_tx, or "
+                "layout='replicated'")
 
 
-def _first_mixing(jaxpr, tainted):
-    """Walks a jaxpr; returns the first mixing primitive or None, and which outputs are tainted."""
-    marks = dict(zip(jaxpr.invars, tainted))
+def _signature(jaxpr):
+    """Returns the operations and numbers of a jaxpr, without shapes."""
+    out = []
+    for eqn in jaxpr.eqns:
+        numbers = tuple(str(v.val) for v in eqn.invars if isinstance(v, core.Literal))
+        numbers += tuple(eqn.params["shape"]) if eqn.primitive.name == "iota" else ()
+        inner = [_signature(getattr(j, "jaxpr", j)) for j, _ in _bodies(eqn)]
+        out.append((eqn.primitive.name, numbers, tuple(inner)))
+    return tuple(out)
 
-    def marked(var):
-        return not isinstance(var, core.Literal) and marks.get(var, False)
+
+def _first_mixing(jaxpr, marks):
+    """Walks a jaxpr; returns the first mixing primitive or None, and the outputs' marks."""
+    marks = dict(zip(jaxpr.invars, marks))
+
+    def mark(var):
+        return _WHOLE if isinstance(var, core.Literal) else marks.get(var, _WHOLE)
 
     for eqn in jaxpr.eqns:
-        ins = [marked(v) for v in eqn.invars]
-        outs = [any(ins)] * len(eqn.outvars)
-        if any(ins):
-            name = eqn.primitive.name
-            bodies = [(getattr(j, "jaxpr", j), skip) for j, skip in _bodies(eqn)]
+        name, ins = eqn.primitive.name, [mark(v) for v in eqn.invars]
+        out = max(ins, default=_WHOLE)
+        outs = [out] * len(eqn.outvars)
+        if name.startswith(("random_", "threefry", "rng_", "shuffle")) and any(
+                v.aval.ndim for v in eqn.outvars):
+            return name, outs
+        if out != _WHOLE:
+            bodies = _bodies(eqn)
             if bodies:
-                outs = [False] * len(eqn.outvars)
+                outs = [_WHOLE] * len(eqn.outvars)
                 for body, skip in bodies:
-                    culprit, body_outs = _first_mixing(body, ins[skip:])
+                    culprit, body_outs = _first_mixing(getattr(body, "jaxpr", body), ins[skip:])
                     if culprit:
                         return culprit, outs
-                    outs = [a or b for a, b in zip(outs, body_outs)]
-            elif not (name in _ELEMENTWISE or (name in _ROWS and _keeps_last_axis(eqn))):
+                    outs = list(map(max, outs, body_outs))
+            elif name in _ROW_READS and ins[0] == _ROWS and _keeps_last_axis(eqn):
+                outs = [_SPLIT]
+            elif not (name in _ELEMENTWISE or (
+                    name in _ROW_WRITES and ins[0] == _ROWS and _keeps_last_axis(eqn))):
                 return name, outs
         marks.update(zip(eqn.outvars, outs))
-    return None, [marked(v) for v in jaxpr.outvars]
+    return None, [mark(v) for v in jaxpr.outvars]
 
 
 def _bodies(eqn):
@@ -96,19 +130,16 @@ def _bodies(eqn):
 
 def _keeps_last_axis(eqn):
     whole = eqn.invars[0].aval.shape
-    if len(whole) < 2:
-        return False
     name = eqn.primitive.name
     if name == "slice":
         return eqn.outvars[0].aval.shape[-1] == whole[-1]
     if name == "dynamic_update_slice":
         return eqn.invars[1].aval.shape[-1] == whole[-1]
     if name == "scatter":
-        numbers = eqn.params["dimension_numbers"]
-        return tuple(numbers.scatter_dims_to_operand_dims) == (0,)
+        return tuple(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims) == (0,)
     if name == "gather":
-        numbers = eqn.params["dimension_numbers"]
-        return tuple(numbers.start_index_map) == (0,) and eqn.params["slice_sizes"][-1] == whole[-1]
+        return (tuple(eqn.params["dimension_numbers"].start_index_map) == (0,)
+                and eqn.params["slice_sizes"][-1] == whole[-1])
     return eqn.params["slice_sizes"][-1] == whole[-1]
 
 

@@ -22,10 +22,33 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def check_losses(losses: np.ndarray, start: int, trace: Trace) -> None:
-    """Raises :class:`NonFiniteLossError` for the first bad loss of the events from ``start``."""
-    bad = np.flatnonzero(~np.isfinite(losses))
+    """Raises :class:`NonFiniteLossError` for the first bad loss of the events from ``start``.
+
+    The loss of a dropped gradient may be anything.
+    """
+    applied = trace.applied[start:start + len(losses)]
+    bad = np.flatnonzero(applied & ~np.isfinite(losses))
     if bad.size:
         raise NonFiniteLossError(int(start + bad[0]), float(losses[bad[0]]), trace)
+
+
+def check_arguments(tx, worker_tx, trace, num_devices, waves_per_call, model_state_decay) -> None:
+    """Raises ValueError for an argument of :func:`asgd.emulate` of the wrong kind or size."""
+    for name, value in (("tx", tx), ("worker_tx", worker_tx)):
+        if not (hasattr(value, "init") and hasattr(value, "update")
+                or name == "worker_tx" and value is None):
+            raise ValueError(f"{name} must be an Optax transformation, got {value!r}")
+    if not isinstance(trace, Trace):
+        raise ValueError(f"trace must be an asgd.Trace, got {type(trace).__name__}")
+    for name, value in (("num_devices", num_devices), ("waves_per_call", waves_per_call)):
+        if value is None and name == "waves_per_call":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}")
+    if not 0 <= model_state_decay < 1:
+        raise ValueError(f"model_state_decay must be in [0, 1), got {model_state_decay}")
 
 
 def uniform_loss(loss_fn: Callable[..., Any], has_statistics: bool) -> Callable[..., Any]:
@@ -38,7 +61,9 @@ def uniform_loss(loss_fn: Callable[..., Any], has_statistics: bool) -> Callable[
                       if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     except (TypeError, ValueError):
         positional = [None, None]
-    takes_key = len(positional) >= 3
+    # A third argument with a default is a setting of the user's, unless it is called a key.
+    takes_key = len(positional) >= 3 and (
+        positional[2].default is inspect.Parameter.empty or positional[2].name in ("key", "rng"))
 
     def loss(params, batch, key):
         out = loss_fn(params, batch, key) if takes_key else loss_fn(params, batch)
@@ -60,10 +85,12 @@ def check_loss(loss: Callable[..., Any], params: Any, model_state: Any, batch: A
                             if isinstance(value, tuple) else ""))
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(f"loss_fn must return a real floating scalar, got {value.dtype}")
-    want = jax.tree.map(jnp.shape, model_state)
-    got = jax.tree.map(jnp.shape, statistics)
-    if got != want:
-        raise ValueError(f"loss_fn's statistics have shapes {got}, but model_state has {want}")
+    def describe(tree):
+        return jax.tree.map(lambda x: f"{x.dtype} {x.shape}", tree)
+
+    if describe(statistics) != describe(model_state):
+        raise ValueError(f"loss_fn's statistics are {describe(statistics)}, but model_state is "
+                         f"{describe(model_state)}")
 
 
 def row_reader(batches: Any, num_events: int) -> Callable[[int, int], Any]:

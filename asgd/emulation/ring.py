@@ -98,7 +98,7 @@ class Sharded(Replicated):
             part = like.shape if like is not None else self._part(x.shape)
             if part == x.shape:
                 return np.broadcast_to(x, (self.num_devices,) + x.shape)
-            rows = x.reshape(_num_rows(part), -1)
+            rows = x.reshape(_num_rows(part), x.size // _num_rows(part))
             padded = np.zeros((len(rows), self.num_devices * part[-1]), x.dtype)
             padded[:, : rows.shape[1]] = rows
             padded = padded.reshape(len(rows), self.num_devices, part[-1]).swapaxes(0, 1)
@@ -111,7 +111,8 @@ class Sharded(Replicated):
             if x.shape[1:] == like.shape:
                 return x[0]
             num_rows = _num_rows(x.shape[1:])
-            rows = x.reshape(self.num_devices, num_rows, -1).swapaxes(0, 1).reshape(num_rows, -1)
+            rows = x.reshape(self.num_devices, num_rows, x.shape[-1]).swapaxes(0, 1)
+            rows = rows.reshape(num_rows, self.num_devices * x.shape[-1])
             return rows[:, : math.prod(like.shape) // num_rows].reshape(like.shape)
 
         return jax.tree.map(join_leaf, tree, like)
@@ -128,13 +129,16 @@ class Sharded(Replicated):
         leaves, like_leaves = jax.tree.leaves(ring), jax.tree.leaves(like)
         scalars = iter(super().fetch([r for r in leaves if r.ndim == 1], rows, None))
         shards = [r[rows] for r in leaves if r.ndim > 1]
-        got = iter(_exchange([s.reshape(self.num_devices, -1, s.shape[-1]) for s in shards]))
+        got = iter(_exchange([
+            s.reshape(self.num_devices, len(rows) // self.num_devices, s.shape[-1])
+            for s in shards]))
 
         def whole(like):
             if not like.shape:
                 return next(scalars)
             x = next(got).swapaxes(0, 1)
-            return x.reshape(len(x), -1)[:, : math.prod(like.shape)].reshape((-1,) + like.shape)
+            x = x.reshape(len(x), self.num_devices * x.shape[-1])[:, : math.prod(like.shape)]
+            return x.reshape((len(x),) + like.shape)
 
         return jax.tree.unflatten(jax.tree.structure(like), map(whole, like_leaves))
 
@@ -145,14 +149,14 @@ class Sharded(Replicated):
 
         def to_shards(x):  # [k, ...] -> [D, k, shard]
             size = self._part(x.shape[1:])[-1]
-            flat = x.reshape(len(x), -1)
+            flat = x.reshape(len(x), math.prod(x.shape[1:]))
             flat = jnp.pad(flat, ((0, 0), (0, self.num_devices * size - flat.shape[1])))
             return flat.reshape(len(x), self.num_devices, size).swapaxes(0, 1)
 
         scalars = iter(self.gather([x for x in leaves if x.ndim == 1]))
         got = iter(_exchange([to_shards(x) for x in leaves if x.ndim > 1]))
         return jax.tree.unflatten(treedef, [
-            next(got).reshape((-1,) + self._part(x.shape[1:]))
+            next(got).reshape((self.num_devices * len(x),) + self._part(x.shape[1:]))
             if x.ndim > 1 else next(scalars) for x in leaves])
 
 

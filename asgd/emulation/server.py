@@ -83,7 +83,7 @@ class ParameterServer:
         self._num_workers = trace.num_workers
         self._params = params
         self._decay = model_state_decay
-        self._all_update = bool(trace.updates.all())
+        self._all_update = bool(trace.updates[trace.applied].all())
         self._all_applied = bool(trace.applied.all())
         self._all_written = bool((plan.write_slot >= 0).all())
         self._worker_state = jax.eval_shape(self.worker_tx.init, params)

@@ -78,7 +78,10 @@ def make_trace(config: Any, num_examples: int) -> Trace:
             pull=cluster.pull_time, push=cluster.push_time, slowdown=slowdown)
     except ValueError as error:
         raise ConfigError(f"cluster.compute_time: {error}") from None
-    return simulate(protocol, clock, cluster.num_workers, wanted, config.seed)
+    try:
+        return simulate(protocol, clock, cluster.num_workers, wanted, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"cluster: {error}") from None
 
 
 def updates_at(trace: Trace, epochs: float, num_examples: int, batch_size: int) -> int:
@@ -138,5 +141,8 @@ def make_schedule(config: Any, trace: Trace, num_examples: int) -> optax.ScalarO
 
 
 def _drops(config, trace, num_examples, factor):
-    return {updates_at(trace, epoch, num_examples, config.batch_size): factor
-            for epoch in config.schedule_epochs}
+    drops = {}
+    for epoch in config.schedule_epochs:
+        update = updates_at(trace, epoch, num_examples, config.batch_size)
+        drops[update] = drops.get(update, 1.0) * factor
+    return drops

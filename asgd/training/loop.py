@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -17,7 +18,12 @@ from asgd.emulation import make_emulator
 from asgd.training.build import Run, build
 from asgd.training.checkpoints import Checkpoints
 from asgd.training.metrics import MetricsWriter
-from asgd.training.validation import ConfigError, check_unchanged, validate
+from asgd.training.validation import (
+    ConfigError,
+    check_same_trace,
+    check_unchanged,
+    validate,
+)
 
 log = logging.getLogger("asgd")
 
@@ -37,9 +43,12 @@ class Cuts:
         total = len(run.trace)
         epoch = run.sampler.num_examples / config.batch_size
         passes = np.cumsum(run.trace.applied) / epoch
+        if passes[-1] / config.evaluate_every_epochs > total:
+            raise ConfigError("evaluate_every_epochs must be at least one gradient, "
+                              f"{1 / epoch:g}, got {config.evaluate_every_epochs}")
         marks = np.arange(1, int(passes[-1] / config.evaluate_every_epochs) + 1)
-        self.evaluations = set(
-            (np.searchsorted(passes, marks * config.evaluate_every_epochs) + 1).tolist()) | {total}
+        events = np.searchsorted(passes, marks * config.evaluate_every_epochs) + 1
+        self.evaluations = set(np.minimum(events, total).tolist()) | {total}
         self.checkpoints = set(range(0, total, config.checkpoint.every_gradients)) | {total}
         every = set(range(0, total, config.log_every))
         self.all = sorted((every | self.evaluations | self.checkpoints) - {0})
@@ -78,6 +87,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     if (workdir / "config.json").exists():
         check_unchanged(config, workdir / "config.json")
     run = build(config)
+    check_same_trace(run.trace, workdir / "trace.npz")
     cuts = Cuts(config, run)
     params, model_state = run.task.init(config.seed)
     options = config.emulation
@@ -92,7 +102,8 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(f"emulation: {error}") from error
 
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+    (workdir / "config.json.tmp").write_text(config.to_json(indent=2) + "\n")
+    os.replace(workdir / "config.json.tmp", workdir / "config.json")
     run.trace.save(workdir / "trace.npz")
     log.info("Parameters\n%s", parameter_overview.get_parameter_overview(params))
     log.info("Trace\n%s", run.trace)
@@ -122,6 +133,10 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             if stop in cuts.evaluations:
                 evaluation = run.task.evaluate(emulator.params(state), emulator.model_state(state))
                 metrics |= evaluation
+                if not np.isfinite(evaluation["eval_loss"]):
+                    raise FloatingPointError(
+                        f"eval_loss is {evaluation['eval_loss']} after event {stop - 1} (worker "
+                        f"{run.trace.worker[stop - 1]}, staleness {run.trace.staleness[stop - 1]})")
             writer.write(stop, metrics)
             bar.set_postfix_str(_postfix(metrics, evaluation, stop, seconds), refresh=False)
             bar.update(stop - start)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from asgd.cluster import timing
+from asgd.cluster import Trace, timing
 from asgd.transforms import rule_from_text
 from asgd.workloads import datasets, models
 
@@ -69,6 +69,10 @@ def validate(config: Any) -> None:
     if config.dataset.augment and config.dataset.name != "cifar10":
         raise ConfigError(f"dataset.augment=True is for cifar10, but dataset.name="
                           f"{config.dataset.name!r}: crops and flips change what a digit is")
+    if not all(isinstance(width, int) for width in config.model.hidden):
+        raise ConfigError(f"model.hidden must hold integers, got {tuple(config.model.hidden)}")
+    if config.nesterov and not config.momentum:
+        raise ConfigError("nesterov=True and momentum=0 do not fit: Nesterov's needs a momentum")
     _lengths(config)
     _combinations(config)
     _rule(config)
@@ -125,6 +129,8 @@ def _rule(config):
 
 def check_trace(config: Any, trace: Any) -> None:
     """Raises ConfigError when a trace does not fit the algorithm or the requested length."""
+    if not len(trace):
+        raise ConfigError(f"trace_path={config.trace_path!r} has no gradients")
     stale = np.flatnonzero(trace.applied & (trace.staleness > 0))
     if config.algorithm in ("sgd", "ssgd") and stale.size:
         raise ConfigError(
@@ -143,12 +149,23 @@ def check_unchanged(config: Any, path: Any) -> None:
     """
     free = ("emulation.num_devices", "emulation.backend", "emulation.layout",
             "emulation.waves_per_call", "dataset.data_dir", "checkpoint.keep")
-    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
+    try:
+        old = _flat(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ConfigError(f"workdir: {path} cannot be read ({error}): choose a new workdir") from None
+    new = _flat(json.loads(config.to_json()))
     changed = [name for name in sorted(old.keys() | new.keys())
                if old.get(name) != new.get(name) and name not in free]
     if changed:
         was = ", ".join(f"{name}={old.get(name)!r}, now {new.get(name)!r}" for name in changed)
         raise ConfigError(f"workdir holds a run with another config ({was}): choose a new workdir")
+
+
+def check_same_trace(trace: Trace, path: Any) -> None:
+    """Raises ConfigError when the run at ``path`` (its trace.npz) followed another trace."""
+    if path.exists() and Trace.load(path) != trace:
+        raise ConfigError("workdir holds a run of another trace than trace_path has now: choose a "
+                          "new workdir")
 
 
 def _flat(tree, prefix=""):
@@ -160,9 +177,12 @@ def _flat(tree, prefix=""):
 
 
 def _get(config, name):
-    for part in name.split("."):
-        config = config[part]
-    return config
+    try:
+        for part in name.split("."):
+            config = config[part]
+        return config
+    except KeyError:
+        raise ConfigError(f"{name} is missing: start from configs/default.py") from None
 
 
 def _one_of(config, name, allowed):

@@ -51,7 +51,7 @@ def compensate_delay(
       per_worker: whether every worker has a mean square of its own (the authors' code, costs
         num_workers times the parameters), or all share one (the paper's text). By default per
         worker when ``num_workers`` is given.
-      num_workers: number of workers, needed when ``per_worker``.
+      num_workers: number of workers, needed when ``per_worker``; a worker beyond makes NaN.
 
     Returns:
       A transformation whose update takes ``stale_params`` (the snapshot, a tree like
@@ -110,7 +110,7 @@ def compensate_delay(
 
         previous = state.mean_square
         if per_worker:
-            previous = _row(previous, worker)
+            previous = _row(previous, worker, num_workers)
         current = jax.tree.map(lambda v, g: decay * v + (1 - decay) * (g * g), previous, updates)
         compensated = jax.tree.map(
             lambda g, v, w, b: g + _as(strength_now, g) / jnp.sqrt(v + eps) * (g * g) * (w - b),
@@ -124,15 +124,17 @@ def compensate_delay(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _row(tree, worker):
+def _row(tree, worker, num_workers):
     def read(tree):
         return jax.tree.map(
             lambda v: jax.lax.dynamic_index_in_dim(v, worker, keepdims=False), tree)
 
-    # The test is always true. What leaves a conditional has a buffer of its own; else XLA reads
-    # the row again where it is used, after it is overwritten, for which it copies all workers'.
-    return jax.lax.cond(
-        worker >= 0, read, lambda t: jax.tree.map(lambda v: jnp.zeros_like(v[0]), t), tree)
+    def refuse(tree):
+        return jax.tree.map(lambda v: jnp.full(v.shape[1:], jnp.nan, v.dtype), tree)
+
+    # What leaves a conditional has a buffer of its own; else XLA reads the row again where it is
+    # used, after it is overwritten, for which it copies all workers'.
+    return jax.lax.cond((worker >= 0) & (worker < num_workers), read, refuse, tree)
 
 
 def _as(value, like):

@@ -1,5 +1,6 @@
 """Learning rates that depend on the staleness of each gradient."""
 
+import math
 import re
 from typing import Callable, Union
 
@@ -93,14 +94,27 @@ def rule_from_text(text: str) -> Rule:
     if name not in RULES:
         raise ValueError(f"staleness rule {text!r} is unknown; the rules are {', '.join(RULES)}")
     try:
-        numbers = [float(part) for part in (found.group(2) or "").split(",") if part.strip()]
+        numbers = [_number(text, part) for part in (found.group(2) or "").split(",") if part.strip()]
+        if any(map(math.isinf, numbers)):
+            raise ValueError(f"staleness rule {text!r}: numbers must be finite")
         rule = RULES[name]
-        return rule if name in ("constant", "inverse") and not numbers else rule(*numbers)
+        if name in ("constant", "inverse"):
+            if numbers:
+                raise TypeError
+            return rule
+        return rule(*numbers)
     except TypeError:
         expected = {"hinge": "two numbers"}.get(name, "one number")
         if name in ("constant", "inverse"):
             expected = "no number"
         raise ValueError(f"staleness rule {text!r}: {name} takes {expected}") from None
+
+
+def _number(text, part):
+    try:
+        return float(part)
+    except ValueError:
+        raise ValueError(f"staleness rule {text!r}: {part.strip()!r} is not a number") from None
 
 
 def _check_not_negative(rule, **numbers):

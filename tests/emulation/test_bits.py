@@ -55,8 +55,7 @@ def _cross_entropy(logits, labels):
 
 
 def loss_of(model):
-    return lambda params, batch: _cross_entropy(
-        model.apply({"params": params}, batch["x"]), batch["y"])
+    return lambda p, batch: _cross_entropy(model.apply({"params": p}, batch["x"]), batch["y"])
 
 
 def dropout_loss(params, batch, key):
@@ -114,7 +113,7 @@ CASES = {
     "adam": ("mlp", "dropped", AVERAGED(optax.adam(SCHEDULE)), None),
     "adam_norm": ("norm", "asynchronous", AVERAGED(optax.adam(0.01)), None),
     "rmsprop": ("cnn", "softsync", AVERAGED(optax.rmsprop(0.01)), None),
-    "lion": ("dropout", "asynchronous", AVERAGED(optax.lion(SCHEDULE)), optax.trace(0.9)),
+    "lion": ("dropout", "softsync", AVERAGED(optax.lion(SCHEDULE)), optax.trace(0.9)),
     "clip": ("dropout", "hardsync", aware(), optax.clip_by_global_norm(0.5)),
     "clip_cnn": ("cnn", "dropped_asynchronous", AVERAGED(optax.adam(0.01)),
                  optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9))),
@@ -123,15 +122,12 @@ CASES = {
 
 @functools.cache
 def problem(case):
-    """Returns what `asgd.emulate` takes in this case."""
     model_name, trace_name, tx, worker_tx = CASES[case]
     model, loss = MODELS[model_name]
     trace = TRACES[trace_name]()
     rng = np.random.default_rng(0)
-    batches = {
-        "x": rng.normal(size=(len(trace), BATCH, 6, 6, 2)).astype(np.float32),
-        "y": rng.integers(CLASSES, size=(len(trace), BATCH)).astype(np.int32),
-    }
+    batches = {"x": rng.normal(size=(len(trace), BATCH, 6, 6, 2)).astype(np.float32),
+               "y": rng.integers(CLASSES, size=(len(trace), BATCH)).astype(np.int32)}
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = model.init(rngs, batches["x"][0])
     options = {"worker_tx": worker_tx, "seed": 7}
