@@ -69,8 +69,8 @@ def check_elementwise(tx: Any, params: Any) -> None:
     for num_devices in (1, 2, 8, 64):
         if _signature(trace(resized(part(num_devices)))[1]) != program:
             raise ValueError(
-                "layout='sharded' needs a tx that does the same on a part of a leaf, but it "
-                "depends on the leaf's shape: pass that part as worker_tx, or "
+                "layout='sharded' needs an elementwise tx, but what it does "
+                "depends on the shape of a leaf: pass that part as worker_tx, or "
                 "layout='replicated'")
 
 
