@@ -95,9 +95,9 @@ def one_rounding(fn: Callable[..., Any], zero: Any = None) -> Callable[..., Any]
     """Returns ``fn`` in a form that is rounded the same for arrays of any length.
 
     Equal terms are computed once, and a division by a scalar, or by what is repeated along an
-    axis, is a multiplication by its reciprocal. With ``zero``, of two products that are added or subtracted the first one is
-    rounded before, as is a product that is used more than once: zero is added to it, which makes
-    it a sum of its own.
+    axis, is a multiplication by its reciprocal. With ``zero``, of two products that are added or
+    subtracted the first one is rounded before, as is a product that is used more than once: zero
+    is added to it, which makes it a sum of its own.
 
     Args:
       fn: a function of arrays.
@@ -137,7 +137,7 @@ class _OneRounding:
         else:
             outputs = self._once(eqn, inputs, bind)
         self._alive.append((inputs, outputs))
-        if name == "broadcast_in_dim" and outputs[0].size > jnp.size(inputs[0]):
+        if name == "broadcast_in_dim" and _is_spread(inputs[0], outputs[0]):
             self._broadcasts[id(outputs[0])] = (inputs[0], eqn)
         if name in ("mul", "integer_pow", "square", "div") or (
                 name == "neg" and id(inputs[0]) in self._products):
@@ -174,7 +174,7 @@ class _OneRounding:
     def _divide(self, numerator, divisor):
         small, spread = self._broadcasts.get(id(divisor), (divisor, None))
         if not (isinstance(small, jax.core.Tracer) and jnp.issubdtype(small.dtype, jnp.floating)
-                and jnp.size(numerator) > small.size):
+                and _is_spread(small, numerator)):
             return None
         key = ("reciprocal", id(small))
         if key not in self._known:
@@ -183,6 +183,11 @@ class _OneRounding:
         if spread is None:
             return numerator * reciprocal
         return lax.mul(numerator, spread.primitive.bind(reciprocal, **spread.params))
+
+
+def _is_spread(small, large):
+    # A scalar over a shard of one element is one too: the rank says so, on every device.
+    return jnp.ndim(small) < jnp.ndim(large) or jnp.size(small) < jnp.size(large)
 
 
 def _identity(value):
