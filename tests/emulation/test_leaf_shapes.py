@@ -12,18 +12,17 @@ import pytest
 import asgd
 from asgd.cluster import protocols, timing
 
-SHAPES = [(n,) for n in (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 64, 257)] + [
-    (1, 1), (8, 8), (16, 3), (17, 3), (33, 3), (40, 7), (2, 3, 4), (100, 33), ()]
+SHAPES = [(1,), (3,), (8,), (17,), (32,), (257,), (1, 1), (17, 3), (33, 3), (40, 7), (2, 3, 4), ()]
 EVENTS = 24
 
 
-@pytest.mark.parametrize("tx", [
-    asgd.staleness_aware_sgd(0.05, 0.9, weight_decay=0.01, nesterov=True),
-    asgd.average_until_update(optax.rmsprop(0.01, momentum=0.9, centered=True)),
-    asgd.average_until_update(optax.adabelief(0.01)),
-], ids=["staleness_aware", "rmsprop", "adabelief"])
-@pytest.mark.parametrize("protocol", [protocols.asynchronous(), protocols.softsync(2)], ids=str)
-def test_leaf_shapes(tx, protocol):
+@pytest.mark.parametrize("protocol, tx", [
+    (protocols.asynchronous(),
+     asgd.staleness_aware_sgd(0.05, 0.9, weight_decay=0.01, nesterov=True)),
+    (protocols.softsync(2),
+     asgd.average_until_update(optax.rmsprop(0.01, momentum=0.9, centered=True))),
+], ids=["staleness_aware", "rmsprop"])
+def test_leaf_shapes(protocol, tx):
     rng = np.random.default_rng(0)
     params = [np.asarray(rng.normal(size=s), np.float32) for s in SHAPES]
     targets = [rng.normal(size=(EVENTS, *s)).astype(np.float32) for s in SHAPES]
@@ -32,9 +31,8 @@ def test_leaf_shapes(tx, protocol):
     def loss(params, batch):
         return sum(jnp.sum(jnp.cos(p * b) + 0.5 * (p - b) ** 2) for p, b in zip(params, batch))
 
-    one, *others = (asgd.emulate(loss, tx, params, trace, targets, num_devices=n).params
-                    for n in (1, 3, 8))
-    for other in others:
-        for shape, a, b in zip(SHAPES, one, other):
-            np.testing.assert_array_equal(a, b, err_msg=str(shape))
+    one, other = (asgd.emulate(loss, tx, params, trace, targets, num_devices=n).params
+                    for n in (1, 8))
+    for shape, a, b in zip(SHAPES, one, other):
+        np.testing.assert_array_equal(a, b, err_msg=str(shape))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(one))
