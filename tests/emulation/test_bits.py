@@ -163,7 +163,7 @@ SOME = [("shard_map", 2, 3, "sharded"), ("pmap", 4, 1, "sharded"),
         ("shard_map", 8, None, "sharded"), ("jit", 1, 3, "sharded")]
 MORE = [("shard_map", 1, 1, "sharded"), ("pmap", 8, 3, "sharded"),
         ("shard_map", 4, None, "replicated"), ("pmap", 2, None, "replicated")]
-WAYS = {"aware_cnn": SOME + MORE, "aware_norm": SOME, "aware": MORE}
+WAYS = {"aware_cnn": SOME, "aware_norm": SOME[:2], "aware": MORE}
 
 
 @pytest.mark.parametrize("case, config", [(c, way) for c in WAYS for way in WAYS[c]])
@@ -171,8 +171,7 @@ def test_every_way_to_run(case, config):
     assert digest(run(case, *config)) == reference(case)
 
 
-@pytest.mark.parametrize("config", [("shard_map", 8, 3, "sharded"),
-                                    ("pmap", 2, None, "sharded")], ids=str)
+@pytest.mark.parametrize("config", [("shard_map", 8, 3, "sharded")], ids=str)
 @pytest.mark.parametrize("case", [name for name in CASES if name not in WAYS])
 def test_every_optimizer(case, config):
     assert digest(run(case, *config)) == reference(case)
