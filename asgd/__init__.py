@@ -7,7 +7,7 @@ import importlib
 
 _PUBLIC = {
     "asgd.cluster": ["Trace", "simulate"],
-    "asgd.emulation": ["EmulationResult", "NonFiniteLossError", "emulate"],
+    "asgd.emulation": ["EmulationResult", "IndexedBatches", "NonFiniteLossError", "emulate"],
     "asgd.transforms": [
         "average_until_update", "compensate_delay", "scale_by_staleness",
         "dc_asgd_a", "dc_asgd_c", "staleness_aware_sgd",

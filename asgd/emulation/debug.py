@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from asgd.cluster.trace import Trace
-from asgd.emulation import elementwise, inputs
+from asgd.emulation import elementwise, feed, inputs
 
 
 class DebugEmulator:
@@ -20,7 +20,7 @@ class DebugEmulator:
     """
 
     def __init__(self, loss_fn, tx, params, trace: Trace, batches, *, worker_tx=None, seed=0,
-                 model_state=None, model_state_decay=0.9, cuts: Sequence[int] = ()):
+                 model_state=None, model_state_decay=0.9, snapshot_dtype=None, cuts: Sequence[int] = ()):
         del cuts
         self.trace = trace
         self._tx = optax.with_extra_args_support(tx)
@@ -30,12 +30,12 @@ class DebugEmulator:
         self._decay = model_state_decay
         self._last_read = np.full(trace.num_updates + 1, -1)
         self._last_read[trace.read_version] = np.arange(len(trace))
-        self._rows = inputs.row_reader(batches, len(trace))
+        self._batches = feed.checked(batches, len(trace))
         self._key = jax.random.key(seed)
         self._loss = inputs.uniform_loss(loss_fn, model_state is not None)
         if len(trace):
             inputs.check_loss(self._loss, self._params, self._model_state,
-                              jax.tree.map(lambda x: x[0], self._rows(0, 1)))
+                              jax.tree.map(lambda x: x[0], feed.rows_of(self._batches, 0, 1)))
         if (trace.applied & ~trace.updates).any():
             elementwise.check_waits_for_update(self._tx, self._params)
 
@@ -61,7 +61,7 @@ class DebugEmulator:
         trace = self.trace
         worker = int(trace.worker[event])
         snapshot = state["snapshots"][int(trace.read_version[event])]
-        batch = jax.tree.map(lambda x: jnp.asarray(x[0]), self._rows(event, event + 1))
+        batch = jax.tree.map(lambda x: jnp.asarray(x[0]), feed.rows_of(self._batches, event, event + 1))
         (loss, statistics), gradient = jax.value_and_grad(self._loss, has_aux=True)(
             snapshot, batch, jax.random.fold_in(self._key, event))
         if not trace.applied[event]:

@@ -13,9 +13,10 @@ from jax import lax
 from asgd.cluster.trace import Trace
 from asgd.emulation import elementwise, inputs, ring
 from asgd.emulation.convolutions import canonical_convolutions
+from asgd.emulation.feed import Feed
 from asgd.emulation.rewrite import one_rounding
 from asgd.emulation.server import ParameterServer, describe_events
-from asgd.emulation.spmd import AXIS, Spmd
+from asgd.emulation.spmd import AXIS, WHOLE, Spmd, split_axis
 from asgd.emulation.waves import plan_waves
 
 LAYOUTS = ("sharded", "replicated")
@@ -37,19 +38,20 @@ class Emulator:
                  worker_tx: Optional[optax.GradientTransformation] = None,
                  layout: str = "sharded", waves_per_call: Optional[int] = None, seed: int = 0,
                  model_state: Any = None, model_state_decay: float = 0.9,
+                 snapshot_dtype: Any = None, events_per_device: int = 1,
                  cuts: Sequence[int] = ()):
         if layout not in LAYOUTS:
             raise ValueError(f"layout {layout!r} is unknown; the layouts are {', '.join(LAYOUTS)}")
-        inputs.check_arguments(tx, worker_tx, trace, num_devices, waves_per_call,
-                               model_state_decay)
+        inputs.check_arguments(tx, worker_tx, trace, model_state_decay, snapshot_dtype,
+                               num_devices=num_devices, waves_per_call=waves_per_call,
+                               events_per_device=events_per_device)
         self.trace = trace
         self._spmd = Spmd(num_devices, backend)
         self._params = jax.tree.map(jnp.asarray, params)
         self._model_state = jax.tree.map(jnp.asarray, model_state)
-        self._rows = inputs.row_reader(batches, len(trace))
-        self._key = jax.random.key(seed)
+        self._feed = Feed(batches, len(trace), self._spmd)
         loss = inputs.uniform_loss(loss_fn, model_state is not None)
-        row = jax.tree.map(lambda x: x[0], self._rows(0, 1)) if len(trace) else None
+        row = self._feed.one() if len(trace) else None
         if row is not None:
             inputs.check_loss(loss, self._params, self._model_state, row)
         tx = optax.with_extra_args_support(tx)
@@ -60,26 +62,34 @@ class Emulator:
 
         worker_has_state = worker_tx is not None and bool(
             jax.tree.leaves(jax.eval_shape(worker_tx.init, self._params)))
-        self.plan = plan_waves(trace, num_devices, cuts, distinct_workers=worker_has_state)
+        self.plan = plan_waves(trace, num_devices * events_per_device, cuts,
+                               distinct_workers=worker_has_state)
         self._layout = {"sharded": ring.Sharded, "replicated": ring.Replicated}[layout](num_devices)
         self._topology = ParameterServer(
             tx, worker_tx, self._layout, trace, self.plan,
-            jax.eval_shape(lambda: self._params), model_state_decay)
+            jax.eval_shape(lambda: self._params), model_state_decay, snapshot_dtype)
         row_bytes = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(row))
         self.waves_per_call = waves_per_call or int(max(1, min(
-            _MOST_WAVES_PER_CALL, _BATCH_BYTES_PER_CALL // max(1, row_bytes * num_devices))))
+            _MOST_WAVES_PER_CALL, _BATCH_BYTES_PER_CALL // max(1, row_bytes * self.plan.width))))
+        self._shapes, self._specs = self._layout.placed(
+            lambda *parts: self._topology.init(*parts, self._model_state),
+            self._params, jax.eval_shape(self._topology.worker_tx.init, self._params))
+        self._key = jax.random.key(seed)
+        self._constants = self._spmd.put((self._key, np.float32(0)), WHOLE)
         self._call = self._spmd.compile(
-            wave_program(canonical_convolutions(loss), self._topology, num_devices))
+            wave_program(canonical_convolutions(loss), self._topology, self._feed, num_devices,
+                         batched=events_per_device > 1),
+            (self._specs, WHOLE, split_axis(0), WHOLE, WHOLE), (self._specs, split_axis(1)),
+            donate=(0,))
 
     def init(self) -> Any:
         """Returns the emulated cluster before the first event, on the devices."""
-        worker_state = self._topology.worker_tx.init(self._params)
-        whole = ring.Replicated(self._spmd.num_devices)
-        mine = self._spmd.put((self._layout.split(self._params), self._layout.split(worker_state),
-                               whole.split(self._model_state)))
+        whole = self._params, self._topology.worker_tx.init(self._params)
+        shapes, specs = self._layout.placed(lambda *parts: parts, *whole)
+        parts = self._spmd.put(ring.to_parts(whole, shapes), specs)
         return self._spmd.compile(
-            lambda carry, mine, shared: (carry, self._topology.init(*mine)), donate=False)(
-                (), mine, ())[1]
+            lambda parts, model_state: self._topology.init(*parts, model_state),
+            (specs, WHOLE), self._specs)(parts, self._spmd.put(self._model_state, WHOLE))
 
     def run(self, state: Any, start: int = 0, stop: Optional[int] = None):
         """Executes the events ``start .. stop - 1``.
@@ -103,41 +113,40 @@ class Emulator:
 
         def finish():
             first, taken, out = in_flight.popleft()
-            # [D, waves, k] -> [waves, D * k], of which the places with an event are taken.
-            out = np.asarray(out).swapaxes(0, 1).reshape(taken.shape)[taken]
+            out = jax.device_get(out)[taken]
             inputs.check_losses(out, int(first), self.trace)
             losses.append(out)
 
-        for wave in range(begin, end, self.waves_per_call):
-            first, taken, rows, shared = self._prepare(wave, min(wave + self.waves_per_call, end))
-            state, out = self._call(state, rows, (self._key, np.float32(0), shared))
-            in_flight.append((first, taken, out))
-            # More programs in the queue than this can stall several CPU devices.
-            if len(in_flight) > 2:
+        # Only what is put and fetched on purpose crosses between host and devices.
+        with jax.transfer_guard("disallow"):
+            for wave in range(begin, end, self.waves_per_call):
+                first, taken, rows, waves = self._prepare(
+                    wave, min(wave + self.waves_per_call, end))
+                state, out = self._call(state, self._feed.data, rows, self._constants, waves)
+                in_flight.append((first, taken, out))
+                # More programs in the queue than this can stall several CPU devices.
+                if len(in_flight) > 2:
+                    finish()
+            while in_flight:
                 finish()
-        while in_flight:
-            finish()
         return state, np.concatenate(losses) if losses else np.zeros(0, np.float32)
 
     def params(self, state: Any) -> Any:
         """Returns the server's parameters as the tree that came in."""
-        return self._layout.join(jax.device_get(state.params), self._params)
+        return ring.to_whole(jax.device_get(state.params), self._params)
 
     def model_state(self, state: Any) -> Any:
         """Returns the server's running statistics as the tree that came in."""
-        return jax.tree.map(lambda x: x[0], jax.device_get(state.model_state))
+        return jax.device_get(state.model_state)
 
     def save(self, state: Any) -> list[np.ndarray]:
         """Returns the whole cluster as NumPy arrays, the same for any number of devices."""
-        return jax.tree.leaves(self._layout.join(jax.device_get(state), self._whole_state()))
+        return jax.tree.leaves(ring.to_whole(jax.device_get(state), self._whole_state()))
 
     def load(self, arrays: Sequence[np.ndarray]) -> Any:
         """Inverse of :meth:`save`, also onto another number of devices."""
-        whole = self._whole_state()
-        state = jax.tree.unflatten(jax.tree.structure(whole), arrays)
-        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-                            jax.eval_shape(self.init))
-        return self._spmd.put(self._layout.split(state, part))
+        state = jax.tree.unflatten(jax.tree.structure(self._shapes), arrays)
+        return self._spmd.put(ring.to_parts(state, self._shapes), self._specs)
 
     def _whole_state(self):
         return jax.eval_shape(lambda: self._topology.init(
@@ -145,26 +154,20 @@ class Emulator:
 
     def _prepare(self, begin, end):
         """Returns the first event of a call, which places are taken, and the call's arrays."""
-        num_devices, width = self._spmd.num_devices, self.plan.width
         edges = np.full(self.waves_per_call + 1, self.plan.first[end])
         edges[: end - begin + 1] = self.plan.first[begin:end + 1]
-        first, last = edges[0], edges[-1]
-        places = edges[:-1, None] + np.arange(width)
+        first, last = int(edges[0]), int(edges[-1])
+        places = edges[:-1, None] + np.arange(self.plan.width)
         taken = places < edges[1:, None]
         events = np.where(taken, places, first)
-        shared = (taken.sum(1).astype(np.int32), describe_events(self.trace, self.plan, events))
-
-        # Event d * k + j of a wave is computed on device d: [waves, D * k] -> [D, waves, k].
-        events = events.reshape(len(taken), num_devices, -1).swapaxes(0, 1) - first
-        rows = self._rows(int(first), int(last))
-        in_order = taken.all() and num_devices == 1
-        rows = jax.tree.map(
-            lambda r: r.reshape(events.shape + r.shape[1:]) if in_order else r[events], rows)
-        return first, taken, self._spmd.put(rows), self._spmd.put_shared(shared)
+        waves = (np.int32(end - begin), taken.sum(1).astype(np.int32),
+                 describe_events(self.trace, self.plan, events))
+        return first, taken, self._feed.send(first, last, events), self._spmd.put(waves, WHOLE)
 
 
-def wave_program(loss: Callable[..., Any], topology: Any, num_devices: int):
-    """Returns the program of one call: a scan over waves on one device's share.
+def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_devices: int,
+                 batched: bool = False):
+    """Returns the program of one call: a loop over waves on one device's share.
 
     Gradients are computed in a loop of their own, whose number of turns is known only when it
     runs. So the compiler can neither unroll it nor fuse it with what surrounds it, and a
@@ -172,10 +175,14 @@ def wave_program(loss: Callable[..., Any], topology: Any, num_devices: int):
     """
     gradient_of = one_rounding(jax.value_and_grad(loss, has_aux=True))
 
-    def program(state, rows, shared):
-        key, zero, waves = shared
+    def program(state, data, rows, constants, plan):
+        key, zero = constants
+        count, *waves = plan
         apply_to = one_rounding(topology.apply, zero)
         device = lax.axis_index(AXIS) if num_devices > 1 else 0
+        read_rows = feed.reader(data, rows)
+        num_waves, width = waves[1].number.shape
+        per_device = width // num_devices
 
         def compute(view, batch, event, turn):
             # The turn's number in the barrier keeps the body from being moved out of its loop.
@@ -185,38 +192,40 @@ def wave_program(loss: Callable[..., Any], topology: Any, num_devices: int):
             value, statistics, gradient = lax.optimization_barrier((value, statistics, gradient))
             return value, statistics, topology.on_worker(gradient, view, event.worker)
 
-        def wave(carry, xs):
-            state, sent = carry
-            size, events, batch = xs
+        def inputs_of(state, number, events):
+            """Returns a function from j to what this device's event j of a wave needs."""
             views = topology.views(state, events)
-            per_device = jax.tree.leaves(sent)[0].shape[0]
 
-            def turn(j, sent):
+            def need(j):
                 event = ring.read(events, device * per_device + j)
-                return ring.write(
-                    sent, j, compute(ring.read(views, j), ring.read(batch, j), event, j))
+                # A place that grows with the turn, or XLA reads before the loop, and copies again.
+                return views(j), read_rows(number * per_device + j, event.number), event
 
-            mine = jnp.clip(size - device * per_device, 0, per_device)
-            sent = lax.fori_loop(0, mine, turn, sent)
+            return need
+
+        def wave(number, carry):
+            state, sent, losses = carry
+            size, events = ring.read(waves, number)
+            needs = inputs_of(state, number, events)
+            if batched:
+                sent = jax.vmap(lambda j: compute(*needs(j), j))(jnp.arange(per_device))
+            else:
+                mine = jnp.clip(size - device * per_device, 0, per_device)
+                sent = lax.fori_loop(
+                    0, mine, lambda j, s: ring.write(s, j, compute(*needs(j), j)), sent)
             arrived = topology.collect(sent[2], sent[1])
 
             def apply(i, state):
-                one, event, _ = lax.optimization_barrier(
-                    (ring.read(arrived, i), ring.read(events, i), i))
-                return apply_to(state, one, event)
+                return apply_to(state, ring.read(arrived, i), ring.read(events, i))
 
-            state = lax.fori_loop(0, size, apply, state)
-            return (state, sent), sent[0]
+            state = apply(0, state) if width == 1 else lax.fori_loop(0, size, apply, state)
+            return state, sent, ring.write(losses, number, sent[0])
 
-        def shapes(state, rows, waves):
-            event = ring.read(waves[1], 0)
-            views = topology.views(state, event)
-            return jax.vmap(compute, (0, 0, None, None))(
-                views, ring.read(rows, 0), jax.tree.map(lambda e: e[0], event), 0)
-
-        sent = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
-                            jax.eval_shape(shapes, state, rows, waves))
-        (state, _), losses = lax.scan(wave, (state, sent), (*waves, rows))
+        shapes = jax.eval_shape(
+            lambda: compute(*inputs_of(state, 0, ring.read(waves[1], 0))(0), 0))
+        sent = jax.tree.map(lambda s: jnp.zeros((per_device,) + s.shape, s.dtype), shapes)
+        losses = jnp.zeros((num_waves,) + sent[0].shape, sent[0].dtype)
+        state, _, losses = lax.fori_loop(0, count, wave, (state, sent, losses))
         return state, losses
 
     return program

@@ -31,7 +31,7 @@ def make_emulator(loss_fn, tx, params, trace, batches, *, backend="shard_map", *
     if options.get("num_devices", 1) != 1:
         raise ValueError(
             f"backend='debug' runs on one device, but num_devices={options['num_devices']}")
-    for name in ("num_devices", "layout", "waves_per_call"):
+    for name in ("num_devices", "layout", "waves_per_call", "events_per_device"):
         options.pop(name, None)
     return DebugEmulator(loss_fn, tx, params, trace, batches, **options)
 
@@ -51,6 +51,8 @@ def emulate(
     seed: int = 0,
     model_state: Any = None,
     model_state_decay: float = 0.9,
+    snapshot_dtype: Any = None,
+    events_per_device: int = 1,
 ) -> EmulationResult:
     r"""Executes a trace of asynchronous SGD exactly and deterministically.
 
@@ -73,7 +75,8 @@ def emulate(
       params: initial parameters, any tree of arrays.
       trace: what happened, T events; dropped ones change nothing.
       batches: a tree of arrays with a leading axis [T], row e for event e, or a callable from
-        an array of consecutive event numbers [n] to such rows.
+        an array of consecutive event numbers [n] to such rows; with
+        :class:`asgd.IndexedBatches` a data set that fits lies on the devices.
 
     Other args:
       num_devices: devices that compute gradients side by side, as the trace allows.
@@ -89,6 +92,11 @@ def emulate(
         ``(loss, statistics)`` with the statistics b of its own batch, and the server keeps
         :math:`s \leftarrow d s + (1 - d) b` with each applied gradient in event order.
       model_state_decay: d.
+      snapshot_dtype: floating type that snapshots are kept and sent in, such as
+        ``jnp.bfloat16``; gradients are then computed on rounded parameters, and
+        ``stale_params`` are rounded too. None keeps them exact.
+      events_per_device: gradients that a device computes in one batched call (``vmap``), which
+        fills an accelerator. More than 1 gives up the same bits for every number of devices.
 
     Returns:
       An :class:`EmulationResult` with ``params``, ``losses`` and ``model_state``.
@@ -109,6 +117,7 @@ def emulate(
     emulator = make_emulator(
         loss_fn, tx, params, trace, batches, num_devices=num_devices, backend=backend,
         worker_tx=worker_tx, layout=layout, waves_per_call=waves_per_call, seed=seed,
-        model_state=model_state, model_state_decay=model_state_decay)
+        model_state=model_state, model_state_decay=model_state_decay,
+        snapshot_dtype=snapshot_dtype, events_per_device=events_per_device)
     state, losses = emulator.run(emulator.init())
     return EmulationResult(emulator.params(state), losses, emulator.model_state(state))

@@ -32,7 +32,7 @@ def check_losses(losses: np.ndarray, start: int, trace: Trace) -> None:
         raise NonFiniteLossError(int(start + bad[0]), float(losses[bad[0]]), trace)
 
 
-def check_arguments(tx, worker_tx, trace, num_devices, waves_per_call, model_state_decay) -> None:
+def check_arguments(tx, worker_tx, trace, model_state_decay, snapshot_dtype, **counts) -> None:
     """Raises ValueError for an argument of :func:`asgd.emulate` of the wrong kind or size."""
     for name, value in (("tx", tx), ("worker_tx", worker_tx)):
         if not (hasattr(value, "init") and hasattr(value, "update")
@@ -40,13 +40,15 @@ def check_arguments(tx, worker_tx, trace, num_devices, waves_per_call, model_sta
             raise ValueError(f"{name} must be an Optax transformation, got {value!r}")
     if not isinstance(trace, Trace):
         raise ValueError(f"trace must be an asgd.Trace, got {type(trace).__name__}")
-    for name, value in (("num_devices", num_devices), ("waves_per_call", waves_per_call)):
+    for name, value in counts.items():
         if value is None and name == "waves_per_call":
             continue
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ValueError(f"{name} must be an integer, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}")
+    if snapshot_dtype is not None and not jnp.issubdtype(snapshot_dtype, jnp.floating):
+        raise ValueError(f"snapshot_dtype must be a floating type or None, got {snapshot_dtype!r}")
     if not 0 <= model_state_decay < 1:
         raise ValueError(f"model_state_decay must be in [0, 1), got {model_state_decay}")
 
@@ -91,35 +93,3 @@ def check_loss(loss: Callable[..., Any], params: Any, model_state: Any, batch: A
     if describe(statistics) != describe(model_state):
         raise ValueError(f"loss_fn's statistics are {describe(statistics)}, but model_state is "
                          f"{describe(model_state)}")
-
-
-def row_reader(batches: Any, num_events: int) -> Callable[[int, int], Any]:
-    """Returns ``rows(start, stop)``, the batches of a range of events, leading axis first.
-
-    Args:
-      batches: a tree with a leading axis [T], or a callable from event numbers to such rows.
-      num_events: T.
-
-    Raises:
-      ValueError: when a leaf has another leading axis.
-    """
-
-    def check(tree, count, what):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        for path, leaf in leaves:
-            shape = np.shape(leaf)
-            if not shape or shape[0] != count:
-                name = jax.tree_util.keystr(path) or "the array"
-                raise ValueError(f"batches: {what} must have a leading axis of {count}, one row "
-                                 f"for each event, but {name} has shape {shape}")
-
-    if callable(batches):
-        def rows(start, stop):
-            out = batches(np.arange(start, stop))
-            check(out, stop - start, "the rows returned")
-            return out
-        return rows
-
-    check(batches, num_events, "every leaf")
-    batches = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.asarray(x), batches)
-    return lambda start, stop: jax.tree.map(lambda x: x[start:stop], batches)

@@ -9,14 +9,14 @@ For W = D * k events a wave, event d * k + j is computed on device d.
 """
 
 import math
-from typing import Any
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from asgd.emulation.spmd import AXIS
+from asgd.emulation.spmd import AXIS, WHOLE, split_axis
 
 
 def read(ring: Any, row: jax.Array) -> Any:
@@ -40,37 +40,31 @@ class Replicated:
     def __init__(self, num_devices: int):
         self.num_devices = num_devices
 
-    def split(self, tree: Any, like: Any = None) -> Any:
-        """Returns NumPy arrays with a leading axis [D]: what each device holds of the tree.
+    def placed(self, fn: Callable[..., Any], *whole: Any) -> tuple[Any, Any]:
+        """Tells how what ``fn`` makes of devices' parts of the trees ``whole`` is placed.
+
+        Returns:
+          The shapes over all devices, and PartitionSpecs.
+        """
+        shapes = jax.eval_shape(fn, *whole)
+        return shapes, jax.tree.map(lambda _: WHOLE, shapes)
+
+    def fetch(self, ring: Any, rows: jax.Array, like: Any) -> Callable[[jax.Array], Any]:
+        """Brings rows to where they are needed.
 
         Args:
-          tree: whole trees.
-          like: shapes of a device's part; needed for rings and states, whose leaves may have
-            an axis of rows or not be split at all.
+          ring: this device's part.
+          rows: int32 [W], the row that each event needs.
+          like: shapes of whole trees.
+
+        Returns:
+          A function from j to the whole tree of this device's event j.
         """
-        del like
-        return jax.tree.map(
-            lambda x: np.broadcast_to(np.asarray(x), (self.num_devices,) + np.shape(x)), tree)
-
-    def join(self, tree: Any, like: Any) -> Any:
-        """Inverse of :meth:`split`, in NumPy, also of trees that were made from split ones.
-
-        Args:
-          tree: arrays with a leading axis [D].
-          like: shapes of the result.
-        """
-        del like
-        return jax.tree.map(lambda x: x[0], tree)
-
-    def fetch(self, ring: Any, rows: jax.Array, like: Any) -> Any:
-        """Returns trees with a leading axis [k], the rows [W] that this device's events need."""
-        del like
+        first = 0
         if self.num_devices > 1:
-            rows = lax.dynamic_index_in_dim(
-                rows.reshape(self.num_devices, -1), lax.axis_index(AXIS), keepdims=False)
-        if rows.shape == (1,):
-            return jax.tree.map(lambda r: lax.dynamic_slice_in_dim(r, rows[0], 1), ring)
-        return jax.tree.map(lambda r: r[rows], ring)
+            first = lax.axis_index(AXIS) * (len(rows) // self.num_devices)
+        return lambda j: jax.tree.map(
+            lambda r, l: lax.dynamic_index_in_dim(r, rows[first + j]).reshape(l.shape), ring, like)
 
     def collect(self, trees: Any) -> Any:
         """Returns what each device holds of all W trees, from [k] whole trees a device."""
@@ -92,63 +86,57 @@ class Sharded(Replicated):
     loop over short rows unlike one over a long one.
     """
 
-    def split(self, tree: Any, like: Any = None) -> Any:
-        def split_leaf(x, like=None):
-            x = np.asarray(x)
-            part = like.shape if like is not None else self._part(x.shape)
-            if part == x.shape:
-                return np.broadcast_to(x, (self.num_devices,) + x.shape)
-            rows = x.reshape(_num_rows(part), x.size // _num_rows(part))
-            padded = np.zeros((len(rows), self.num_devices * part[-1]), x.dtype)
-            padded[:, : rows.shape[1]] = rows
-            padded = padded.reshape(len(rows), self.num_devices, part[-1]).swapaxes(0, 1)
-            return padded.reshape((self.num_devices,) + part)
-
-        return jax.tree.map(split_leaf, tree, *([] if like is None else [like]))
-
-    def join(self, tree: Any, like: Any) -> Any:
-        def join_leaf(x, like):
-            if x.shape[1:] == like.shape:
-                return x[0]
-            num_rows = _num_rows(x.shape[1:])
-            rows = x.reshape(self.num_devices, num_rows, x.shape[-1]).swapaxes(0, 1)
-            rows = rows.reshape(num_rows, self.num_devices * x.shape[-1])
-            return rows[:, : math.prod(like.shape) // num_rows].reshape(like.shape)
-
-        return jax.tree.map(join_leaf, tree, like)
-
-    def _part(self, shape):
+    def part(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not shape:
             return ()
         return (1,) * (len(shape) - 1) + (-(-math.prod(shape) // self.num_devices),)
 
-    def fetch(self, ring: Any, rows: jax.Array, like: Any) -> Any:
+    def part(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of a device's part of a leaf."""
+        if not shape:
+            return ()
+        return (1,) * (len(shape) - 1) + (-(-math.prod(shape) // self.num_devices),)
+
+    def placed(self, fn: Callable[..., Any], *whole: Any) -> tuple[Any, Any]:
+        def shapes(more):
+            return jax.eval_shape(fn, *jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(_longer(self.part(x.shape), more), x.dtype), whole))
+
+        # What grows with the parts is split over the devices, along its last axis.
+        specs = jax.tree.map(lambda a, b: WHOLE if a.shape == b.shape else split_axis(a.ndim - 1),
+                             shapes(0), shapes(1))
+        return jax.tree.map(
+            lambda a, spec: a if spec == WHOLE else jax.ShapeDtypeStruct(
+                _longer(a.shape, (self.num_devices - 1) * a.shape[-1]), a.dtype),
+            shapes(0), specs), specs
+
+    def fetch(self, ring: Any, rows: jax.Array, like: Any) -> Callable[[jax.Array], Any]:
         if self.num_devices == 1:
-            return jax.tree.map(lambda x, l: x.reshape((len(x),) + l.shape),
-                                super().fetch(ring, rows, like), like)
+            return super().fetch(ring, rows, like)
         leaves, like_leaves = jax.tree.leaves(ring), jax.tree.leaves(like)
-        scalars = iter(super().fetch([r for r in leaves if r.ndim == 1], rows, None))
-        shards = [r[rows] for r in leaves if r.ndim > 1]
-        got = iter(_exchange([
-            s.reshape(self.num_devices, len(rows) // self.num_devices, s.shape[-1])
-            for s in shards]))
+        scalars = super().fetch([r for r in leaves if r.ndim == 1], rows,
+                                [l for l in like_leaves if not l.shape])
+        shards = _exchange([
+            r[rows].reshape(self.num_devices, len(rows) // self.num_devices, r.shape[-1])
+            for r in leaves if r.ndim > 1])
+        shards = [s.swapaxes(0, 1) for s in shards]  # [k, D, shard]
 
-        def whole(like):
-            if not like.shape:
-                return next(scalars)
-            x = next(got).swapaxes(0, 1)
-            x = x.reshape(len(x), self.num_devices * x.shape[-1])[:, : math.prod(like.shape)]
-            return x.reshape((len(x),) + like.shape)
+        def event(j):
+            mine = iter(read(shards, j))
+            own = iter(scalars(j))
+            return jax.tree.unflatten(jax.tree.structure(like), [
+                next(mine).reshape(-1)[: math.prod(l.shape)].reshape(l.shape) if l.shape
+                else next(own) for l in like_leaves])
 
-        return jax.tree.unflatten(jax.tree.structure(like), map(whole, like_leaves))
+        return event
 
     def collect(self, trees: Any) -> Any:
         if self.num_devices == 1:
-            return jax.tree.map(lambda x: x.reshape((len(x),) + self._part(x.shape[1:])), trees)
+            return jax.tree.map(lambda x: x.reshape((len(x),) + self.part(x.shape[1:])), trees)
         leaves, treedef = jax.tree.flatten(trees)
 
         def to_shards(x):  # [k, ...] -> [D, k, shard]
-            size = self._part(x.shape[1:])[-1]
+            size = self.part(x.shape[1:])[-1]
             flat = x.reshape(len(x), math.prod(x.shape[1:]))
             flat = jnp.pad(flat, ((0, 0), (0, self.num_devices * size - flat.shape[1])))
             return flat.reshape(len(x), self.num_devices, size).swapaxes(0, 1)
@@ -156,13 +144,43 @@ class Sharded(Replicated):
         scalars = iter(self.gather([x for x in leaves if x.ndim == 1]))
         got = iter(_exchange([to_shards(x) for x in leaves if x.ndim > 1]))
         return jax.tree.unflatten(treedef, [
-            next(got).reshape((self.num_devices * len(x),) + self._part(x.shape[1:]))
+            next(got).reshape((self.num_devices * len(x),) + self.part(x.shape[1:]))
             if x.ndim > 1 else next(scalars) for x in leaves])
 
 
-def _num_rows(part):
-    """Rows of a ring's part; that of a tree has one, as all but its last axis have size 1."""
-    return part[0] if len(part) > 1 else 1
+def to_parts(tree: Any, like: Any) -> Any:
+    """Returns NumPy arrays that can be placed on the devices: flattened and padded with zeros.
+
+    Args:
+      tree: whole trees, rings or states.
+      like: their shapes over all devices.
+    """
+    def leaf(x, like):
+        x = np.asarray(x)
+        if x.shape == like.shape:
+            return x
+        rows = x.reshape(math.prod(like.shape[:-1]), -1)
+        out = np.zeros((len(rows), like.shape[-1]), x.dtype)
+        out[:, : rows.shape[1]] = rows
+        return out.reshape(like.shape)
+
+    return jax.tree.map(leaf, tree, like)
+
+
+def to_whole(tree: Any, like: Any) -> Any:
+    """Inverse of :func:`to_parts`: NumPy arrays of all devices to trees shaped like ``like``."""
+    def leaf(x, like):
+        if x.shape == like.shape:
+            return x
+        num_rows = math.prod(x.shape[:-1])
+        rows = x.reshape(num_rows, x.shape[-1])[:, : math.prod(like.shape) // num_rows]
+        return rows.reshape(like.shape)
+
+    return jax.tree.map(leaf, tree, like)
+
+
+def _longer(shape, more):
+    return shape and shape[:-1] + (shape[-1] + more,)
 
 
 def _exchange(arrays):

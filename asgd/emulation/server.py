@@ -1,6 +1,6 @@
 """Topology 1: a parameter server (papers A, C and E)."""
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
@@ -72,10 +72,11 @@ class ParameterServer:
       plan: its plan.
       params: shapes of the parameters.
       model_state_decay: decay d of the running statistics, :math:`s \\leftarrow d s + (1-d) b`.
+      snapshot_dtype: floating type that snapshots are kept in, or None for the parameters' own.
     """
 
     def __init__(self, tx, worker_tx, layout, trace: Trace, plan: Plan, params,
-                 model_state_decay: float):
+                 model_state_decay: float, snapshot_dtype: Any = None):
         self.tx = optax.with_extra_args_support(tx)
         self.worker_tx = optax.with_extra_args_support(worker_tx or optax.identity())
         self._layout = layout
@@ -83,6 +84,7 @@ class ParameterServer:
         self._num_workers = trace.num_workers
         self._params = params
         self._decay = model_state_decay
+        self._snapshot_dtype = snapshot_dtype
         self._all_update = bool(trace.updates[trace.applied].all())
         self._all_applied = bool(trace.applied.all())
         self._all_written = bool((plan.write_slot >= 0).all())
@@ -93,17 +95,22 @@ class ParameterServer:
         """Returns the state before the first event, from trees in the layout's form."""
         return ServerState(
             params=params,
-            snapshots=ring.repeat(params, self._plan.num_slots),
+            snapshots=ring.repeat(self._kept(params), self._plan.num_slots),
             opt_state=jax.tree.map(_strong, self.tx.init(params)),
             worker_state=ring.repeat(worker_state, self._num_workers),
             model_state=model_state,
         )
 
-    def views(self, state: ServerState, wave: Event) -> Any:
-        """Returns what this device's k workers compute on: (snapshots, worker states)."""
-        return (self._layout.fetch(state.snapshots, wave.read_slot, self._params),
-                self._layout.fetch(state.worker_state, wave.worker, self._worker_state)
-                if jax.tree.leaves(self._worker_state) else self._worker_state)
+    def views(self, state: ServerState, wave: Event) -> Callable[[jax.Array], Any]:
+        """Returns a function from j to what this device's event j is computed on.
+
+        That is a pair: the snapshot, and the worker's own state.
+        """
+        snapshots = self._layout.fetch(state.snapshots, wave.read_slot, self._params)
+        if not jax.tree.leaves(self._worker_state):
+            return lambda j: (self._used(snapshots(j)), self._worker_state)
+        worker_states = self._layout.fetch(state.worker_state, wave.worker, self._worker_state)
+        return lambda j: (self._used(snapshots(j)), worker_states(j))
 
     def on_worker(self, gradient: Any, view: Any, worker: jax.Array) -> Any:
         """Returns what the worker sends: its transformed gradient, and its new state."""
@@ -129,7 +136,8 @@ class ParameterServer:
         known = self._where_fixed(jnp.full_like, state.opt_state, state.opt_state)
         updates, opt_state = self.tx.update(
             gradient, known, state.params, staleness=event.staleness,
-            stale_params=ring.read(state.snapshots, event.read_slot), worker=event.worker,
+            stale_params=self._used(ring.read(state.snapshots, event.read_slot)),
+            worker=event.worker,
             delay=event.delay, update=update)
         params = optax.apply_updates(state.params, updates)
         if not self._all_update:
@@ -139,20 +147,35 @@ class ParameterServer:
                                  opt_state, state.opt_state)
         opt_state = self._where_fixed(lambda old, _: old, state.opt_state, opt_state)
         if self._all_written:
-            snapshots = ring.write(state.snapshots, event.write_slot, params)
+            snapshots = ring.write(state.snapshots, event.write_slot, self._kept(params))
         else:
             snapshots = lax.fori_loop(
                 0, (event.write_slot >= 0).astype(int),
-                lambda _, r: ring.write(r, event.write_slot, params), state.snapshots)
+                lambda _, r: ring.write(r, event.write_slot, self._kept(params)),
+                state.snapshots)
         model_state = jax.tree.map(lambda s, b: self._decay * s + (1 - self._decay) * b,
                                    state.model_state, statistics)
         return ServerState(params, snapshots, opt_state, worker_state, model_state)
+
+    def _kept(self, params):
+        """Parameters in the type that snapshots are kept in."""
+        return jax.tree.map(
+            lambda x: x.astype(self._snapshot_dtype)
+            if self._snapshot_dtype and _is_wider(x.dtype, self._snapshot_dtype) else x, params)
+
+    def _used(self, snapshot):
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), snapshot, self._params)
 
     def _where_fixed(self, fn, fixed_leaves, other_leaves):
         if self._fixed is None:
             return other_leaves
         return jax.tree.map(lambda fixed, a, b: b if fixed is None else fn(a, fixed),
                             self._fixed, fixed_leaves, other_leaves, is_leaf=lambda x: x is None)
+
+
+def _is_wider(dtype, other):
+    return (jnp.issubdtype(dtype, jnp.floating)
+            and jnp.finfo(dtype).bits > jnp.finfo(other).bits)
 
 
 def _strong(leaf: Optional[jax.Array]):

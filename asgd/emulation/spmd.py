@@ -1,20 +1,29 @@
 """One program on several devices: ``jit``, ``shard_map`` and ``pmap`` behind one call."""
 
+import functools
 from typing import Any, Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "workers"
 BACKENDS = ("jit", "shard_map", "pmap")
+WHOLE = PartitionSpec()
+
+
+def split_axis(axis: int) -> PartitionSpec:
+    """Returns the spec of an array that is split over the devices along an axis."""
+    return PartitionSpec(*[None] * axis, AXIS)
 
 
 class Spmd:
     """Compiles functions of one device's share for all devices.
 
-    Everything that belongs to devices has a leading axis [num_devices]; a function sees its own
-    share without that axis. What all devices get alike is passed as ``shared``.
+    Which axis of an array is split over the devices, if any, is said by a ``PartitionSpec``. An
+    axis of its own for the devices would have to be taken off in the program, for which XLA
+    copies every donated buffer.
 
     Args:
       num_devices: devices used, the first ones of ``jax.devices()``.
@@ -44,38 +53,65 @@ class Spmd:
         self._devices = devices[:num_devices]
         self._mesh = Mesh(np.asarray(self._devices), (AXIS,), axis_types=(AxisType.Auto,))
 
-    def compile(self, fn: Callable[..., Any], donate: bool = True) -> Callable[..., Any]:
-        """Compiles ``fn(carry, mine, shared) -> (carry, out)``.
+    def compile(self, fn: Callable[..., Any], in_specs: Any, out_specs: Any,
+                donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        """Compiles a function of one device's share.
 
         Args:
-          fn: a function of one device's share. ``carry`` and ``mine`` belong to devices,
-            ``shared`` is the same on all.
-          donate: whether the buffers of ``carry`` are reused for the result.
+          fn: the function.
+          in_specs: a tuple of tree prefixes of PartitionSpecs, one for each argument.
+          out_specs: a tree prefix for the result. What is whole must be alike on all devices.
+          donate: arguments whose buffers are reused for the result.
 
         Returns:
-          The function of whole arrays, with the leading axis [num_devices].
+          The function of whole arrays.
         """
-
-        def stripped(carry, mine, shared):
-            carry, mine = jax.tree.map(lambda x: x[0], (carry, mine))
-            return jax.tree.map(lambda x: x[None], fn(carry, mine, shared))
-
-        donated = (0,) if donate else ()
         if self.backend == "pmap":
-            return jax.pmap(fn, AXIS, in_axes=(0, 0, None), devices=self._devices,
-                            donate_argnums=donated)
+            return self._pmap(fn, in_specs, out_specs)
         if self.backend == "shard_map":
             # Gradients are taken of what a device holds, so nothing is to be summed over the axis.
-            stripped = jax.shard_map(
-                stripped, mesh=self._mesh, check_vma=False,
-                in_specs=(PartitionSpec(AXIS), PartitionSpec(AXIS), PartitionSpec()),
-                out_specs=PartitionSpec(AXIS))
-        return jax.jit(stripped, donate_argnums=donated)
+            fn = jax.shard_map(fn, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs,
+                               check_vma=False)
+        return jax.jit(fn, donate_argnums=donate)
 
-    def put(self, tree: Any) -> Any:
-        """Places arrays with a leading axis [num_devices], one row a device."""
-        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec(AXIS)))
+    def put(self, tree: Any, specs: Any) -> Any:
+        """Places arrays on the devices as a tree prefix of PartitionSpecs says."""
+        return jax.device_put(tree, jax.tree.map(
+            lambda spec: NamedSharding(self._mesh, spec), jax.tree.broadcast(specs, tree)))
 
-    def put_shared(self, tree: Any) -> Any:
-        """Places arrays whole on every device."""
-        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+    def _pmap(self, fn, in_specs, out_specs):
+        """pmap needs an axis for the devices, and an argument that has it."""
+
+        def unfold(x, spec):  # [..., D * n, ...] -> [..., D, n, ...]
+            axis = _axis(spec)
+            return x if axis is None else x.reshape(
+                x.shape[:axis] + (self.num_devices, -1) + x.shape[axis + 1:])
+
+        def fold(x, spec):  # [D, ..., n, ...] -> [..., D * n, ...]
+            axis = _axis(spec)
+            if axis is None:
+                return x[0]
+            x = jnp.moveaxis(x, 0, axis)
+            return x.reshape(x.shape[:axis] + (-1,) + x.shape[axis + 2:])
+
+        @functools.cache
+        def compiled(treedef, axes):
+            return jax.pmap(lambda leaves, _: fn(*jax.tree.unflatten(treedef, leaves)), AXIS,
+                            in_axes=(list(axes), 0), devices=self._devices)
+
+        unfold_all = jax.jit(lambda args: jax.tree.map(
+            unfold, args, jax.tree.broadcast(in_specs, args)))
+        fold_all = jax.jit(lambda out: jax.tree.map(
+            fold, out, jax.tree.broadcast(out_specs, out)))
+        numbers = self.put(np.arange(self.num_devices), split_axis(0))
+
+        def called(*args):
+            leaves, treedef = jax.tree.flatten(unfold_all(args))
+            axes = map(_axis, jax.tree.leaves(jax.tree.broadcast(in_specs, args)))
+            return fold_all(compiled(treedef, tuple(axes))(leaves, numbers))
+
+        return called
+
+
+def _axis(spec):
+    return len(spec) - 1 if len(spec) else None

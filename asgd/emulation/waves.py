@@ -21,8 +21,9 @@ class Plan:
       width: most events a wave may have.
       first: int64 [W + 1]; wave w has the events ``first[w] .. first[w + 1] - 1``.
       read_slot: int32 [T], the slot of the snapshot that the event's gradient is computed on.
-      write_slot: int32 [T], the slot that the version made by the event goes to, or -1 where
-        the event makes no version or nobody reads it.
+      write_slot: int32 [T], the slot that the version made by the event goes to; a free one where
+        nobody reads it, as skipping costs more than writing; -1 where the event makes no
+        version, or nobody reads it and no slot is free.
       num_slots: slots in all, the largest number of snapshots alive at once.
     """
 
@@ -101,19 +102,22 @@ def _plan_slots(trace):
     expiry = last_read.tolist()
     slot_of, free, num_slots, next_to_expire = [-1] * len(expiry), [], 0, 0
     for version, maker in enumerate([-1] + makers.tolist()):
-        if expiry[version] < 0:
-            continue
         # Event `maker` reads its own snapshot before it writes, so `<=`.
-        while expiry[by_expiry[next_to_expire]] <= maker:
-            if slot_of[by_expiry[next_to_expire]] >= 0:
+        while next_to_expire < len(expiry) and expiry[by_expiry[next_to_expire]] <= maker:
+            if expiry[by_expiry[next_to_expire]] >= 0:
                 free.append(slot_of[by_expiry[next_to_expire]])
             next_to_expire += 1
+        if expiry[version] < 0:
+            slot_of[version] = free[-1] if free else num_slots
+            continue
         if not free:
             free.append(num_slots)
             num_slots += 1
         slot_of[version] = free.pop()
 
     slot_of = np.asarray(slot_of, np.int32)
+    # A slot that comes into use later is free until then.
+    slot_of[slot_of >= num_slots] = -1
     write_slot = np.full(num_events, -1, np.int32)
     write_slot[makers] = slot_of[1:]
     return slot_of[trace.read_version], write_slot, max(1, num_slots)

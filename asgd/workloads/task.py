@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from asgd.emulation import IndexedBatches
 from asgd.workloads.augmentation import pad_crop_flip
 from asgd.workloads.datasets import Dataset
 from asgd.workloads.sampling import EventSampler
@@ -122,15 +122,15 @@ class Task:
             correct += int(sums["correct"])
         return {"eval_loss": loss / total, "eval_accuracy": correct / total}
 
-    def batches(self, sampler: EventSampler) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-        """Makes the function that fetches the training batches of gradient events.
+    def batches(self, sampler: EventSampler) -> IndexedBatches:
+        """Makes the training batches of gradient events.
 
         Args:
             sampler: Which samples each event uses.
 
         Returns:
             A function from event numbers [n] to `{"image": uint8 [n, b, H, W, C], "label":
-            int32 [n, b]}`, NumPy arrays.
+            int32 [n, b]}`, NumPy arrays, which can also be gathered on the devices.
 
         Raises:
             ValueError: If the sampler counts other examples than the training set has.
@@ -140,11 +140,7 @@ class Task:
             raise ValueError(f"sampler.num_examples must be {total}, the training images of "
                              f"{self.dataset.name}, not {sampler.num_examples}")
 
-        def fetch(events):
-            rows = sampler.indices(events)
-            return {name: array[rows] for name, array in self.dataset.train.items()}
-
-        return fetch
+        return IndexedBatches(self.dataset.train, sampler.indices)
 
     def _normalise(self, image):
         return image.astype(jnp.float32) / 255.0 - self.dataset.mean

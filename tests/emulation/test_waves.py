@@ -92,9 +92,13 @@ def test_slots_hold_what_is_read():
             remaining.pop(0)
             slot = int(plan.write_slot[event])
             made = int(trace.version[event]) + 1
-            # Written exactly when a version is made that somebody will read.
-            assert (slot >= 0) == bool(trace.updates[event] and made in remaining)
-            if slot >= 0:
+            # A version that somebody will read is written; another one where there is room.
+            if slot < 0:
+                assert not trace.updates[event] or (
+                    made not in remaining
+                    and all(slots.get(s) in remaining for s in range(plan.num_slots)))
+            else:
+                assert trace.updates[event]
                 assert slots.get(slot) not in remaining
                 slots[slot] = made
         assert max([*slots, 0]) < plan.num_slots

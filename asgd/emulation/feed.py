@@ -1,0 +1,170 @@
+"""Brings the rows of each event to the device that computes on them."""
+
+import dataclasses
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asgd.emulation import ring
+from asgd.emulation.spmd import WHOLE, Spmd, split_axis
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IndexedBatches:
+    """Batches that are rows of a data set: ``arrays[indices(events)]``.
+
+    A data set that fits is placed on every device once, and the batches are gathered there.
+
+    Attributes:
+      arrays: tree of arrays with a leading axis [N].
+      indices: function from event numbers, int64 [n], to integers [n, ...] in 0 .. N - 1.
+
+    Raises:
+      ValueError: when the leaves differ in their leading axis.
+
+    Example:
+      >>> data = IndexedBatches({"x": np.arange(6.0)}, lambda events: events[:, None] + [0, 1])
+      >>> print(data(np.arange(2))["x"].tolist())
+      [[0.0, 1.0], [1.0, 2.0]]
+    """
+
+    arrays: Any
+    indices: Callable[[np.ndarray], np.ndarray]
+
+    def __post_init__(self):
+        sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(self.arrays)}
+        if len(sizes) != 1 or () in sizes:
+            raise ValueError("IndexedBatches: arrays must have one leading axis [N] in common, "
+                             f"got {sorted(sizes)}")
+
+    def __call__(self, events: np.ndarray) -> Any:
+        """Returns the rows of events, NumPy arrays with a leading axis [n]."""
+        rows = self.indices(events)
+        return jax.tree.map(lambda x: np.asarray(x)[rows], self.arrays)
+
+    @property
+    def num_rows(self) -> int:
+        return len(jax.tree.leaves(self.arrays)[0])
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.arrays))
+
+
+class Feed:
+    """Rows of events, from a data set on the devices or, when it does not fit, from the host.
+
+    Args:
+      batches: tree with a leading axis [T], function of event numbers, or IndexedBatches.
+      num_events: T.
+      spmd: the devices.
+
+    Attributes:
+      data: what lies on every device; the program is given it.
+    """
+
+    def __init__(self, batches: Any, num_events: int, spmd: Spmd):
+        self._batches = batches = checked(batches, num_events)
+        self._spmd = spmd
+        resident = isinstance(batches, IndexedBatches) and _fits(
+            batches.num_bytes, spmd.num_devices)
+        self._in_order = resident and batches.indices is _in_order
+        self._gathers = resident and not self._in_order
+        self.data = spmd.put(batches.arrays, WHOLE) if resident else ()
+
+    def one(self) -> Any:
+        """Returns the rows of event 0, as they will be on a device."""
+        return jax.tree.map(lambda x: x[0], rows_of(self._batches, 0, 1))
+
+    def send(self, first: int, last: int, events: np.ndarray) -> Any:
+        """Sends what devices need for a call.
+
+        Args:
+          first: first event of the call.
+          last: the event after the call's last.
+          events: [waves, W], the event at each place, ``first`` where there is none.
+
+        Returns:
+          Arrays [D * waves * k, ...], to be split along their first axis.
+        """
+        if self._in_order:
+            return ()
+        if self._gathers:
+            rows = self._batches.indices(np.arange(first, last))
+            rows = _checked_indices(rows, last - first, self._batches.num_rows)
+        else:
+            rows = rows_of(self._batches, first, last)
+        places = (events - first).reshape(len(events), self._spmd.num_devices, -1)
+        places = places.swapaxes(0, 1).ravel()
+        if not np.array_equal(places, np.arange(last - first)):
+            rows = jax.tree.map(lambda r: r[places], rows)
+        return self._spmd.put(rows, split_axis(0))
+
+    def reader(self, data: Any, sent: Any) -> Callable[[Any, Any], Any]:
+        """Returns a function to (place, event number) to the rows of an event, on the device.
+
+        Args:
+          data: :attr:`data`.
+          sent: what :meth:`send` returned, this device's [waves * k, ...].
+        """
+        if self._in_order:
+            return lambda place, number: ring.read(data, number)
+        if self._gathers:  # For the whole call: in the loop it would run on one core.
+            sent = jax.tree.map(lambda x: x.at[sent].get(mode="promise_in_bounds"), data)
+        return lambda place, number: ring.read(sent, place)
+
+
+def checked(batches: Any, num_events: int) -> Callable[..., Any]:
+    """Returns batches as a function of event numbers.
+
+    Raises:
+      ValueError: when a leaf of a tree has another leading axis than T.
+    """
+    if callable(batches):
+        return batches
+    _check(batches, num_events, "every leaf")
+    return IndexedBatches(batches, _in_order)
+
+
+def _in_order(events):
+    # Event numbers are consecutive, and a slice is no copy.
+    return slice(events[0], events[-1] + 1)
+
+
+def rows_of(batches: Callable[..., Any], start: int, stop: int) -> Any:
+    """Returns the rows of events ``start .. stop - 1``, at least one, leading axis first.
+
+    Raises:
+      ValueError: when the function of event numbers returns another number of rows.
+    """
+    out = batches(np.arange(start, stop))
+    _check(out, stop - start, "the rows returned")
+    return out
+
+
+def _check(tree, count, what):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        shape = np.shape(leaf)
+        if not shape or shape[0] != count:
+            name = jax.tree_util.keystr(path) or "the array"
+            raise ValueError(f"batches: {what} must have a leading axis of {count}, one row "
+                             f"for each event, but {name} has shape {shape}")
+
+
+def _checked_indices(rows, count, num_rows):
+    rows = np.asarray(rows)
+    if len(rows) != count or not np.issubdtype(rows.dtype, np.integer) or (
+            rows.size and not 0 <= rows.min() <= rows.max() < num_rows):
+        raise ValueError("batches: indices must return one row for each event, of integers "
+                         f"from 0 to {num_rows - 1}")
+    return rows.astype(np.int32)
+
+
+def _fits(num_bytes, num_devices):
+    memory = jax.local_devices()[0].memory_stats()
+    if memory and "bytes_limit" in memory:
+        return num_bytes <= memory["bytes_limit"] // 4
+    # Devices that share the host's memory.
+    return num_bytes * num_devices <= 2**31

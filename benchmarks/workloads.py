@@ -1,0 +1,85 @@
+"""The four models that are timed, with made-up data of the right shape."""
+
+import functools
+from typing import Any, Callable, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from asgd.workloads import models
+
+NAMES = ("mlp", "cnn", "resnet20", "transformer")
+
+
+class Workload(NamedTuple):
+    """A model to train.
+
+    Attributes:
+      name: one of ``NAMES``.
+      loss: ``loss(params, batch)``; with batch norm ``(loss, statistics)``.
+      params: initial parameters.
+      model_state: running statistics, or None.
+      batches: NumPy arrays with a leading axis [T], one row for each gradient.
+    """
+
+    name: str
+    loss: Callable[..., Any]
+    params: Any
+    model_state: Any
+    batches: Any
+
+
+class Transformer(nn.Module):
+    """A decoder on characters, 4.8 million parameters: 6 layers of width 256, 4 heads."""
+
+    vocabulary: int = 128
+    width: int = 256
+    layers: int = 6
+
+    @nn.compact
+    def __call__(self, tokens, train):
+        del train
+        x = nn.Embed(self.vocabulary, self.width)(tokens)
+        x += self.param("position", nn.initializers.normal(0.02), (tokens.shape[1], self.width))
+        mask = nn.make_causal_mask(tokens)
+        for _ in range(self.layers):
+            y = nn.LayerNorm()(x)
+            x += nn.MultiHeadDotProductAttention(4)(y, mask=mask)
+            y = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
+            x += nn.Dense(self.width)(nn.gelu(y))
+        return nn.Dense(self.vocabulary)(nn.LayerNorm()(x))
+
+
+def make(name: str, num_gradients: int, batch_size: int = 32, hidden=(256, 256)) -> Workload:
+    """Makes a workload.
+
+    Args:
+      name: one of ``NAMES``.
+      num_gradients: T, rows of the batches.
+      batch_size: samples a gradient; sequences of 64 characters for the transformer.
+      hidden: widths of the MLP.
+    """
+    rng = np.random.default_rng(0)
+    if name == "transformer":
+        model = Transformer()
+        tokens = rng.integers(0, 128, (num_gradients, batch_size, 65)).astype(np.int32)
+        batches = (tokens[..., :-1], tokens[..., 1:])
+    else:
+        model = models.create(name, 10, **({"hidden": hidden} if name == "mlp" else {}))
+        shape = (28, 28, 1) if name == "mlp" else (32, 32, 3)
+        batches = (rng.normal(size=(num_gradients, batch_size) + shape).astype(np.float32),
+                   rng.integers(0, 10, (num_gradients, batch_size)).astype(np.int32))
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = init(jax.random.key(0), jnp.asarray(batches[0][0]))
+    model_state = variables.get("batch_stats")
+
+    def loss(params, batch):
+        logits, new = model.apply({"params": params}, batch[0], train=True,
+                                  mutable=["batch_stats"])
+        value = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+        return value if model_state is None else (value, new["batch_stats"])
+
+    return Workload(name, loss, variables["params"], model_state, batches)
