@@ -19,6 +19,9 @@ from jax import lax
 from asgd.emulation.spmd import AXIS, WHOLE, split_axis
 
 
+_SMALL_BYTES = 2**16
+
+
 def read(ring: Any, row: jax.Array) -> Any:
     """Returns the tree in one row of a ring."""
     return jax.tree.map(lambda r: lax.dynamic_index_in_dim(r, row, keepdims=False), ring)
@@ -116,17 +119,16 @@ class Sharded(Replicated):
         leaves, like_leaves = jax.tree.leaves(ring), jax.tree.leaves(like)
         scalars = super().fetch([r for r in leaves if r.ndim == 1], rows,
                                 [l for l in like_leaves if not l.shape])
-        shards = _exchange([
-            r[rows].reshape(self.num_devices, len(rows) // self.num_devices, r.shape[-1])
-            for r in leaves if r.ndim > 1])
-        shards = [s.swapaxes(0, 1) for s in shards]  # [k, D, shard]
+        wanted = rows.reshape(self.num_devices, -1)
+        got = _exchange([[_rows(r, peer).reshape(len(peer), r.shape[-1])
+                          for r in leaves if r.ndim > 1] for peer in wanted])
+        whole = [jnp.concatenate(parts, axis=1)[:, : math.prod(l.shape)].reshape((-1,) + l.shape)
+                 for parts, l in zip(zip(*got), [l for l in like_leaves if l.shape])]
 
         def event(j):
-            mine = iter(read(shards, j))
-            own = iter(scalars(j))
+            split, own = iter(read(whole, j)), iter(scalars(j))
             return jax.tree.unflatten(jax.tree.structure(like), [
-                next(mine).reshape(-1)[: math.prod(l.shape)].reshape(l.shape) if l.shape
-                else next(own) for l in like_leaves])
+                next(split) if l.shape else next(own) for l in like_leaves])
 
         return event
 
@@ -134,17 +136,16 @@ class Sharded(Replicated):
         if self.num_devices == 1:
             return jax.tree.map(lambda x: x.reshape((len(x),) + self.part(x.shape[1:])), trees)
         leaves, treedef = jax.tree.flatten(trees)
-
-        def to_shards(x):  # [k, ...] -> [D, k, shard]
+        scalars = iter(self.gather([x for x in leaves if x.ndim == 1]))
+        split = []
+        for x in (x for x in leaves if x.ndim > 1):
             size = self.part(x.shape[1:])[-1]
             flat = x.reshape(len(x), math.prod(x.shape[1:]))
             flat = jnp.pad(flat, ((0, 0), (0, self.num_devices * size - flat.shape[1])))
-            return flat.reshape(len(x), self.num_devices, size).swapaxes(0, 1)
-
-        scalars = iter(self.gather([x for x in leaves if x.ndim == 1]))
-        got = iter(_exchange([to_shards(x) for x in leaves if x.ndim > 1]))
+            split.append(jnp.split(flat, self.num_devices, axis=1))
+        got = iter(zip(*_exchange(list(zip(*split)))))
         return jax.tree.unflatten(treedef, [
-            next(got).reshape((self.num_devices * len(x),) + self.part(x.shape[1:]))
+            jnp.concatenate([g.reshape((-1,) + self.part(x.shape[1:])) for g in next(got)])
             if x.ndim > 1 else next(scalars) for x in leaves])
 
 
@@ -183,14 +184,28 @@ def _longer(shape, more):
     return shape and shape[:-1] + (shape[-1] + more,)
 
 
-def _exchange(arrays):
-    """All-to-all over the leading axis [D]; leaves of one type travel together."""
-    out = list(arrays)
-    for dtype in dict.fromkeys(x.dtype for x in arrays):
-        places = [i for i, x in enumerate(arrays) if x.dtype == dtype]
-        packed = jnp.concatenate([arrays[i] for i in places], axis=-1)
+def _rows(ring, rows):
+    if len(rows) == 1:  # Faster than a gather.
+        return lax.dynamic_slice_in_dim(ring, rows[0], 1)
+    return ring[rows]
+
+
+def _exchange(parts):
+    """Sends ``parts[d]``, arrays [k, n], to device d; returns what each device sent here.
+
+    Small arrays of one type travel together; packing a large one would cost more than a message.
+    Everything is cut and joined device by device, which is how XLA does it.
+    """
+    out = [list(mine) for mine in parts]
+    groups = {}
+    for i, x in enumerate(parts[0]):
+        groups.setdefault((x.dtype, i if x.nbytes > _SMALL_BYTES else None), []).append(i)
+    for places in groups.values():
+        packed = jnp.concatenate([
+            jnp.concatenate([mine[i] for i in places], axis=1)[None] for mine in parts])
         packed = lax.all_to_all(packed, AXIS, split_axis=0, concat_axis=0)
-        ends = np.cumsum([arrays[i].shape[-1] for i in places])[:-1]
-        for i, part in zip(places, jnp.split(packed, ends, axis=-1)):
-            out[i] = part
+        ends = np.cumsum([parts[0][i].shape[1] for i in places])[:-1]
+        for d in range(len(parts)):
+            for i, part in zip(places, jnp.split(packed[d], ends, axis=1)):
+                out[d][i] = part
     return out
