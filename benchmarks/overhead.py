@@ -1,62 +1,43 @@
 """Gradients per second of the emulation over those of synchronous SGD.
 
-    python -m benchmarks.overhead --devices=1
+The synchronous loop is the faster of one jitted call a step and a scan, with the same model,
+batches and momentum. On several devices it gathers parameters and scatters gradients, and the
+emulation's rate is divided by the utilisation of the trace's waves.
 """
 
-import json
+from collections.abc import Iterator
+from typing import Any
 
 import jax
+import numpy as np
 import optax
-from absl import app, flags
 
 import asgd
-from asgd.cluster import protocols, timing
-from asgd.emulation import Emulator
 from benchmarks import measure, synchronous, workloads
+from benchmarks.setup import cluster_trace, emulation
 
-_DEVICES = flags.DEFINE_integer("devices", 1, "Devices.")
-_MODELS = flags.DEFINE_list("models", list(workloads.NAMES), "Models.")
-_ALGORITHMS = flags.DEFINE_list("algorithms", ["asgd", "dc_asgd_a"], "Algorithms.")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Timings of each.")
-
-WORKERS = 16
-GRADIENTS = {"mlp": 1024, "cnn": 32, "resnet20": 8, "transformer": 8}
-BATCH = {"transformer": 8}
+DEVICES = (1, 4)
+RATE = 0.001
 _LOOPS = {"step": False, "scan": True}
 
 
-def cluster_trace(num_gradients: int, workers: int = WORKERS) -> asgd.Trace:
-    """Returns the trace that all figures use: gamma compute times, coefficient of variation 0.5."""
-    clock = timing.Timing(timing.gamma(mean=1.0, cv=0.5))
-    return asgd.simulate(protocols.asynchronous(), clock, workers, num_gradients, seed=0)
+def rows(options: Any) -> Iterator[dict[str, Any]]:
+    """Measures the rows of the table."""
+    for name in options.models:
+        for algorithm in options.algorithms:
+            yield compare(name, algorithm, options.devices, options.repeats)
 
 
-def transformations(algorithm: str, workers: int = WORKERS):
-    """Returns the emulation's transformation, and the synchronous optimizer beside it."""
+def compare(name: str, algorithm: str, devices: int, repeats: int) -> dict[str, Any]:
+    """Measures one row."""
+    work = workloads.make(name, workloads.GRADIENTS[name] * (1 if devices == 1 else 2))
+    trace = cluster_trace(work.num_gradients)
     if algorithm == "asgd":
-        return asgd.average_until_update(optax.sgd(0.01)), optax.sgd(0.01)
-    return (asgd.dc_asgd_a(0.01, momentum=0.9, num_workers=workers), optax.sgd(0.01, 0.9))
-
-
-def emulation(work, tx, trace, **options):
-    """Returns the emulator and a function that prepares a run of it."""
-    emulator = Emulator(work.loss, tx, work.params, trace, work.batches,
-                        model_state=work.model_state, **options)
-
-    def prepare():
-        state = jax.block_until_ready(emulator.init())
-        return lambda: jax.block_until_ready(emulator.run(state)[0])
-
-    return emulator, prepare
-
-
-def compare(name: str, algorithm: str, devices: int, repeats: int):
-    """Measures one row of the table."""
-    work = workloads.make(name, GRADIENTS[name] * (1 if devices == 1 else 2),
-                          BATCH.get(name, 32))
-    num_gradients = len(jax.tree.leaves(work.batches)[0])
-    tx, synchronous_tx = transformations(algorithm)
-    emulator, prepare = emulation(work, tx, cluster_trace(num_gradients), num_devices=devices)
+        tx, synchronous_tx = asgd.average_until_update(optax.sgd(RATE)), optax.sgd(RATE)
+    else:
+        tx = asgd.dc_asgd_a(RATE, momentum=0.9, num_workers=trace.num_workers)
+        synchronous_tx = optax.sgd(RATE, 0.9)
+    emulator, prepare = emulation(work, tx, trace, num_devices=devices)
     runs = {"asgd": prepare}
     for loop, scan in _LOOPS.items():
         # XLA runs convolutions inside loops many times slower on CPU.
@@ -70,16 +51,4 @@ def compare(name: str, algorithm: str, devices: int, repeats: int):
     return {"model": name, "algorithm": algorithm, "devices": devices,
             **measure.spread(seconds[best] / seconds["asgd"] / utilization),
             "utilization": round(utilization, 3), "best_synchronous": best,
-            "synchronous_per_s": round(num_gradients / float(measure.np.median(seconds[best])), 1)}
-
-
-def main(argv):
-    del argv
-    for name in _MODELS.value:
-        for algorithm in _ALGORITHMS.value:
-            print(json.dumps(compare(name, algorithm, _DEVICES.value, _REPEATS.value)),
-                  flush=True)
-
-
-if __name__ == "__main__":
-    app.run(main)
+            "synchronous_per_s": round(work.num_gradients / np.median(seconds[best]), 1)}

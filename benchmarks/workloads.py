@@ -11,14 +11,15 @@ import optax
 
 from asgd.workloads import models
 
-NAMES = ("mlp", "cnn", "resnet20", "transformer")
+# Gradients of one timing, a second or so on two cores.
+GRADIENTS = {"mlp": 1024, "cnn": 32, "resnet20": 8, "transformer": 8}
 
 
 class Workload(NamedTuple):
     """A model to train.
 
     Attributes:
-      name: one of ``NAMES``.
+      name: one of ``GRADIENTS``.
       loss: ``loss(params, batch)``; with batch norm ``(loss, statistics)``.
       params: initial parameters.
       model_state: running statistics, or None.
@@ -30,6 +31,10 @@ class Workload(NamedTuple):
     params: Any
     model_state: Any
     batches: Any
+
+    @property
+    def num_gradients(self) -> int:
+        return len(jax.tree.leaves(self.batches)[0])
 
 
 class Transformer(nn.Module):
@@ -53,15 +58,16 @@ class Transformer(nn.Module):
         return nn.Dense(self.vocabulary)(nn.LayerNorm()(x))
 
 
-def make(name: str, num_gradients: int, batch_size: int = 32, hidden=(256, 256)) -> Workload:
+def make(name: str, num_gradients: int, hidden: tuple[int, ...] = (256, 256)) -> Workload:
     """Makes a workload.
 
     Args:
-      name: one of ``NAMES``.
+      name: one of ``GRADIENTS``.
       num_gradients: T, rows of the batches.
-      batch_size: samples a gradient; sequences of 64 characters for the transformer.
       hidden: widths of the MLP.
     """
+    # 8 sequences of 64 characters, or 32 images.
+    batch_size = 8 if name == "transformer" else 32
     rng = np.random.default_rng(0)
     if name == "transformer":
         model = Transformer()
