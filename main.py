@@ -45,6 +45,7 @@ def main(argv):
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
     log.propagate = False
+    loop.use_compilation_cache()
     try:
         print(json.dumps(loop.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))))
     except (validation.ConfigError, datasets.DatasetNotPrepared) as error:

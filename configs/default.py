@@ -66,6 +66,9 @@ def get_config():
     config.emulation.backend = "shard_map"  # shard_map, pmap, jit or debug.
     config.emulation.layout = "sharded"  # sharded or replicated.
     config.emulation.waves_per_call = 0  # 0: chosen by batch size.
+    config.emulation.snapshot_dtype = ""  # bfloat16 or float16 halve the memory; "" is exact.
+    # Gradients of one batched call (vmap), for accelerators; above 1 the bits depend on devices.
+    config.emulation.events_per_device = 1
 
     config.log_every = 100  # Gradient events.
     config.evaluate_every_epochs = 1.0

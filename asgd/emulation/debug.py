@@ -10,6 +10,7 @@ import optax
 
 from asgd.cluster.trace import Trace
 from asgd.emulation import elementwise, feed, inputs
+from asgd.emulation.server import keep_as
 
 
 class DebugEmulator:
@@ -28,6 +29,7 @@ class DebugEmulator:
         self._params = jax.tree.map(jnp.asarray, params)
         self._model_state = jax.tree.map(jnp.asarray, model_state)
         self._decay = model_state_decay
+        self._snapshot_dtype = snapshot_dtype
         self._last_read = np.full(trace.num_updates + 1, -1)
         self._last_read[trace.read_version] = np.arange(len(trace))
         self._batches = feed.checked(batches, len(trace))
@@ -43,7 +45,7 @@ class DebugEmulator:
         """Returns the emulated cluster before the first event."""
         return dict(
             params=self._params, opt_state=self._tx.init(self._params),
-            snapshots={0: self._params}, model_state=self._model_state,
+            snapshots={0: self._rounded(self._params)}, model_state=self._model_state,
             worker_states=[self._worker_tx.init(self._params)] * self.trace.num_workers)
 
     def run(self, state: Any, start: int = 0, stop: int | None = None):
@@ -80,12 +82,16 @@ class DebugEmulator:
         params, snapshots = state["params"], dict(state["snapshots"])
         if update:
             params = optax.apply_updates(params, updates)
-            snapshots[int(trace.version[event]) + 1] = params
+            snapshots[int(trace.version[event]) + 1] = self._rounded(params)
         snapshots = {v: s for v, s in snapshots.items() if self._last_read[v] > event}
         model_state = jax.tree.map(lambda s, b: self._decay * s + (1 - self._decay) * b,
                                    state["model_state"], statistics)
         return dict(params=params, opt_state=opt_state, snapshots=snapshots,
                     model_state=model_state, worker_states=worker_states), loss
+
+    def _rounded(self, params):
+        kept = keep_as(self._snapshot_dtype, params)
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), kept, params)
 
     def params(self, state: Any) -> Any:
         """Returns the server's parameters."""

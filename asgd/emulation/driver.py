@@ -117,18 +117,17 @@ class Emulator:
             inputs.check_losses(out, int(first), self.trace)
             losses.append(out)
 
-        # Only what is put and fetched on purpose crosses between host and devices.
-        with jax.transfer_guard("disallow"):
-            for wave in range(begin, end, self.waves_per_call):
-                first, taken, rows, waves = self._prepare(
-                    wave, min(wave + self.waves_per_call, end))
+        for wave in range(begin, end, self.waves_per_call):
+            first, taken, rows, waves = self._prepare(wave, min(wave + self.waves_per_call, end))
+            # Nothing crosses between host and devices but what is put and fetched on purpose.
+            with jax.transfer_guard("disallow"):
                 state, out = self._call(state, self._feed.data, rows, self._constants, waves)
-                in_flight.append((first, taken, out))
-                # More programs in the queue than this can stall several CPU devices.
-                if len(in_flight) > 2:
-                    finish()
-            while in_flight:
+            in_flight.append((first, taken, out))
+            # More programs in the queue than this can stall several CPU devices.
+            if len(in_flight) > 2:
                 finish()
+        while in_flight:
+            finish()
         return state, np.concatenate(losses) if losses else np.zeros(0, np.float32)
 
     def params(self, state: Any) -> Any:
@@ -147,6 +146,16 @@ class Emulator:
         """Inverse of :meth:`save`, also onto another number of devices."""
         state = jax.tree.unflatten(jax.tree.structure(self._shapes), arrays)
         return self._spmd.put(ring.to_parts(state, self._shapes), self._specs)
+
+    def temporary_bytes(self) -> int:
+        """Returns what the compiled program needs on a device besides its arguments."""
+        shapes = jax.tree.map(
+            lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._spmd.sharding(
+                spec)), self._shapes, self._specs)
+        rest = self._prepare(0, min(self.waves_per_call, self.plan.num_waves))
+        compiled = self._call.lower(
+            shapes, self._feed.data, rest[2], self._constants, rest[3]).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     def _whole_state(self):
         return jax.eval_shape(lambda: self._topology.init(
@@ -169,9 +178,10 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
                  batched: bool = False):
     """Returns the program of one call: a loop over waves on one device's share.
 
-    Gradients are computed in a loop of their own, whose number of turns is known only when it
-    runs. So the compiler can neither unroll it nor fuse it with what surrounds it, and a
-    gradient's bits do not depend on the number of devices, waves per call or backend.
+    A gradient is computed in a loop of its own, of no or one turn, known only when it runs. So the
+    compiler can neither unroll it nor fuse it with what surrounds it, and a gradient's bits do not
+    depend on the number of devices, waves per call or backend. Without ``batched`` a wave has one
+    event a device.
     """
     gradient_of = one_rounding(jax.value_and_grad(loss, has_aux=True))
 
@@ -192,13 +202,12 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
             value, statistics, gradient = lax.optimization_barrier((value, statistics, gradient))
             return value, statistics, topology.on_worker(gradient, view, event.worker)
 
-        def inputs_of(state, number, events):
-            """Returns a function from j to what this device's event j of a wave needs."""
+        def needs(state, number, events):
+            """Returns a function from j to what this device's event j of a wave is made of."""
             views = topology.views(state, events)
 
             def need(j):
                 event = ring.read(events, device * per_device + j)
-                # A place that grows with the turn, or XLA reads before the loop, and copies again.
                 return views(j), read_rows(number * per_device + j, event.number), event
 
             return need
@@ -206,13 +215,14 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
         def wave(number, carry):
             state, sent, losses = carry
             size, events = ring.read(waves, number)
-            needs = inputs_of(state, number, events)
+            need = needs(state, number, events)
             if batched:
-                sent = jax.vmap(lambda j: compute(*needs(j), j))(jnp.arange(per_device))
+                sent = jax.vmap(lambda j: compute(*need(j), j))(jnp.arange(per_device))
             else:
-                mine = jnp.clip(size - device * per_device, 0, per_device)
-                sent = lax.fori_loop(
-                    0, mine, lambda j, s: ring.write(s, j, compute(*needs(j), j)), sent)
+                # Read before the loop, or XLA would fuse where it reads from with what it computes.
+                mine = need(0)
+                sent = lax.fori_loop(0, (device < size).astype(int), lambda turn, _: jax.tree.map(
+                    lambda x: x[None], compute(*mine, turn)), sent)
             arrived = topology.collect(sent[2], sent[1])
 
             def apply(i, state):
@@ -222,7 +232,7 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
             return state, sent, ring.write(losses, number, sent[0])
 
         shapes = jax.eval_shape(
-            lambda: compute(*inputs_of(state, 0, ring.read(waves[1], 0))(0), 0))
+            lambda: compute(*needs(state, 0, ring.read(waves[1], 0))(0), 0))
         sent = jax.tree.map(lambda s: jnp.zeros((per_device,) + s.shape, s.dtype), shapes)
         losses = jnp.zeros((num_waves,) + sent[0].shape, sent[0].dtype)
         state, _, losses = lax.fori_loop(0, count, wave, (state, sent, losses))

@@ -95,7 +95,7 @@ class ParameterServer:
         """Returns the state before the first event, from trees in the layout's form."""
         return ServerState(
             params=params,
-            snapshots=ring.repeat(self._kept(params), self._plan.num_slots),
+            snapshots=ring.repeat(keep_as(self._snapshot_dtype, params), self._plan.num_slots),
             opt_state=jax.tree.map(_strong, self.tx.init(params)),
             worker_state=ring.repeat(worker_state, self._num_workers),
             model_state=model_state,
@@ -147,21 +147,15 @@ class ParameterServer:
                                  opt_state, state.opt_state)
         opt_state = self._where_fixed(lambda old, _: old, state.opt_state, opt_state)
         if self._all_written:
-            snapshots = ring.write(state.snapshots, event.write_slot, self._kept(params))
+            snapshots = ring.write(state.snapshots, event.write_slot, keep_as(self._snapshot_dtype, params))
         else:
             snapshots = lax.fori_loop(
                 0, (event.write_slot >= 0).astype(int),
-                lambda _, r: ring.write(r, event.write_slot, self._kept(params)),
+                lambda _, r: ring.write(r, event.write_slot, keep_as(self._snapshot_dtype, params)),
                 state.snapshots)
         model_state = jax.tree.map(lambda s, b: self._decay * s + (1 - self._decay) * b,
                                    state.model_state, statistics)
         return ServerState(params, snapshots, opt_state, worker_state, model_state)
-
-    def _kept(self, params):
-        """Parameters in the type that snapshots are kept in."""
-        return jax.tree.map(
-            lambda x: x.astype(self._snapshot_dtype)
-            if self._snapshot_dtype and _is_wider(x.dtype, self._snapshot_dtype) else x, params)
 
     def _used(self, snapshot):
         return jax.tree.map(lambda x, like: x.astype(like.dtype), snapshot, self._params)
@@ -173,9 +167,14 @@ class ParameterServer:
                             self._fixed, fixed_leaves, other_leaves, is_leaf=lambda x: x is None)
 
 
-def _is_wider(dtype, other):
-    return (jnp.issubdtype(dtype, jnp.floating)
-            and jnp.finfo(dtype).bits > jnp.finfo(other).bits)
+def keep_as(dtype: Any, params: Any) -> Any:
+    """Returns parameters as snapshots keep them: floats wider than ``dtype`` rounded to it."""
+    def leaf(x):
+        wide = dtype is not None and jnp.issubdtype(x.dtype, jnp.floating) and (
+            jnp.finfo(x.dtype).bits > jnp.finfo(dtype).bits)
+        return x.astype(dtype) if wide else x
+
+    return jax.tree.map(leaf, params)
 
 
 def _strong(leaf: Optional[jax.Array]):

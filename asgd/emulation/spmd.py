@@ -76,8 +76,11 @@ class Spmd:
 
     def put(self, tree: Any, specs: Any) -> Any:
         """Places arrays on the devices as a tree prefix of PartitionSpecs says."""
-        return jax.device_put(tree, jax.tree.map(
-            lambda spec: NamedSharding(self._mesh, spec), jax.tree.broadcast(specs, tree)))
+        return jax.device_put(tree, jax.tree.map(self.sharding, jax.tree.broadcast(specs, tree)))
+
+    def sharding(self, spec: PartitionSpec) -> NamedSharding:
+        """Returns the sharding over the devices that a spec stands for."""
+        return NamedSharding(self._mesh, spec)
 
     def _pmap(self, fn, in_specs, out_specs):
         """pmap needs an axis for the devices, and an argument that has it."""

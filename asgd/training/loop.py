@@ -36,6 +36,14 @@ def params_digest(params: Any) -> str:
     return digest.hexdigest()
 
 
+def use_compilation_cache() -> None:
+    """Keeps compiled programs for the next process, unless the user has chosen a place."""
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "asgd" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 class Cuts:
     """The events at which a run stops for a moment, and why."""
 
@@ -96,6 +104,8 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             run.task.loss_fn, run.tx, params, run.trace, run.task.batches(run.sampler),
             num_devices=options.num_devices, backend=options.backend, layout=options.layout,
             waves_per_call=options.waves_per_call or None, worker_tx=run.worker_tx,
+            snapshot_dtype=options.snapshot_dtype or None,
+            events_per_device=options.events_per_device,
             seed=config.seed, model_state=model_state,
             model_state_decay=config.model_state_decay, cuts=cuts.all)
     except ValueError as error:

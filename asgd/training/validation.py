@@ -46,9 +46,11 @@ def validate(config: Any) -> None:
     _one_of(config, "cluster.compute_time.distribution", timing.NAMES)
     _one_of(config, "emulation.backend", ("shard_map", "pmap", "jit", "debug"))
     _one_of(config, "emulation.layout", ("sharded", "replicated"))
+    _one_of(config, "emulation.snapshot_dtype", ("", "bfloat16", "float16"))
 
-    for name in ("batch_size", "cluster.num_workers", "emulation.num_devices", "log_every",
-                 "checkpoint.every_gradients", "checkpoint.keep"):
+    for name in ("batch_size", "cluster.num_workers", "emulation.num_devices",
+                 "emulation.events_per_device", "log_every", "checkpoint.every_gradients",
+                 "checkpoint.keep"):
         _number(config, name, least=1)
     for name in ("seed", "cluster.softsync_n", "emulation.waves_per_call"):
         _number(config, name, least=0)

@@ -11,7 +11,8 @@ network, to prepare them; `load` says how when they are missing.
 
 import dataclasses
 import functools
-import importlib
+import importlib.util
+import pathlib
 
 import numpy as np
 
@@ -128,9 +129,14 @@ def _require(module, package):
 
 
 def _load_digits():
-    digits = _require("sklearn.datasets", "scikit-learn").load_digits()
-    image = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    label = digits.target.astype(np.int32)
+    # The file that load_digits reads; importing scikit-learn would take longer than training.
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None:
+        _require("sklearn", "scikit-learn")
+    path = pathlib.Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    rows = np.loadtxt(path, delimiter=",", dtype=np.int32)
+    image = np.rint(rows[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    label = rows[:, 64]
     # The digits are stored writer by writer: a plain cut would test on unseen writers only.
     order = np.random.default_rng(0).permutation(len(image))
     train, test = order[:_DIGITS_TRAIN], order[_DIGITS_TRAIN:]

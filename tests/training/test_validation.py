@@ -24,6 +24,8 @@ def test_shipped_configs_are_valid(module):
      "cluster.compute_time.distribution must be one of constant, exponential"),
     ({"emulation.backend": "xmap"}, "emulation.backend must be one of"),
     ({"emulation.layout": "rows"}, "emulation.layout must be one of"),
+    ({"emulation.snapshot_dtype": "int8"}, "emulation.snapshot_dtype must be one of .*bfloat16"),
+    ({"emulation.events_per_device": 0}, "emulation.events_per_device must be a number at least"),
     ({"batch_size": 0}, "batch_size must be a number at least 1, got 0"),
     ({"cluster.num_workers": 0}, "cluster.num_workers must be a number at least 1"),
     ({"seed": -1}, "seed must be a number at least 0"),

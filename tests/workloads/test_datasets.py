@@ -131,7 +131,7 @@ def test_not_prepared_says_what_to_run(name, data_dir, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, module, package", [
-    ("digits", "sklearn.datasets", "scikit-learn"),
+    ("digits", "sklearn", "scikit-learn"),
     ("mnist", "tensorflow_datasets", "tensorflow-datasets"),
     ("mnist", "importlib_resources", "importlib_resources"),
     ("mnist", "array_record.python.array_record_data_source", "array_record"),

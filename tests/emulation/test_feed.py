@@ -1,0 +1,95 @@
+"""Batches reach the devices unchanged, from wherever they come."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import asgd
+from asgd.cluster import protocols, timing
+from asgd.emulation import Emulator, feed
+
+EVENTS, ROWS = 37, 11
+TRACE = asgd.simulate(protocols.asynchronous(), timing.Timing(timing.gamma(1.0, 0.5)), 5, EVENTS,
+                      seed=0)
+DATA = {"x": np.random.default_rng(0).normal(size=(ROWS, 3)).astype(np.float32),
+        "y": np.random.default_rng(1).integers(0, 255, (ROWS, 2)).astype(np.uint8)}
+INDICES = np.random.default_rng(2).integers(0, ROWS, (EVENTS, 4))
+PARAMS = {"a": jnp.ones(3), "b": jnp.array([0.5, -0.5])}
+
+
+def loss_fn(params, batch):
+    return jnp.mean((batch["x"] @ params["a"] - batch["y"] / 255.0 @ params["b"]) ** 2)
+
+
+def picked(events):
+    return INDICES[events]
+
+
+def emulator(batches, num_devices=1, **options):
+    return Emulator(loss_fn, asgd.average_until_update(optax.sgd(0.1, 0.9)), PARAMS, TRACE, batches,
+                    num_devices=num_devices, **options)
+
+
+def outcome(batches, num_devices=1, **options):
+    made = emulator(batches, num_devices, **options)
+    state, losses = made.run(made.init())
+    return jax.tree.leaves(made.params(state)) + [losses]
+
+
+TREE = {name: array[INDICES] for name, array in DATA.items()}
+SOURCES = {
+    "rows": lambda: TREE,
+    "rows on a device": lambda: jax.tree.map(jnp.asarray, TREE),
+    "function": lambda: lambda events: {name: array[INDICES[events]]
+                                        for name, array in DATA.items()},
+    "indexed": lambda: asgd.IndexedBatches(DATA, picked),
+    "indexed on a device": lambda: asgd.IndexedBatches(jax.tree.map(jnp.asarray, DATA), picked),
+}
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("num_devices, waves_per_call", [(1, None), (1, 3), (4, 2)])
+def test_all_sources_give_the_same_bits(num_devices, waves_per_call, fits, monkeypatch):
+    monkeypatch.setattr(feed, "_fits", lambda *_: fits)
+    results = [outcome(make(), num_devices, waves_per_call=waves_per_call)
+               for make in SOURCES.values()]
+    # What the numbers are is known from the events alone.
+    first = loss_fn(PARAMS, jax.tree.map(lambda x: x[0], TREE))
+    np.testing.assert_allclose(results[0][-1][0], first, rtol=1e-6)
+    for result in results[1:]:
+        jax.tree.map(np.testing.assert_array_equal, result, results[0])
+
+
+def test_a_data_set_that_fits_lies_on_every_device_once():
+    data = emulator(asgd.IndexedBatches(DATA, picked), num_devices=4)._feed.data
+    assert data["y"].dtype == np.uint8
+    assert [s.data.shape for s in data["x"].addressable_shards] == [(ROWS, 3)] * 4
+
+
+def test_what_does_not_fit_stays_on_the_host(monkeypatch):
+    monkeypatch.setattr(feed, "_fits", lambda *_: False)
+    assert emulator(asgd.IndexedBatches(DATA, picked))._feed.data == ()
+
+
+def test_devices_that_share_memory_share_the_limit():
+    assert feed._fits(2**28, 8)
+    assert not feed._fits(2**28 + 1, 8)
+
+
+@pytest.mark.parametrize("indices", [
+    lambda e: INDICES[e] + 1, lambda e: INDICES[e] - 1, lambda e: INDICES[e] * 1.0,
+    lambda e: INDICES[:3]], ids=["too large", "negative", "no integers", "too few"])
+def test_bad_indices(indices):
+    made = emulator(asgd.IndexedBatches(DATA, lambda e: picked(e) if len(e) == 1 else indices(e)))
+    with pytest.raises(ValueError, match="batches: indices must return one row for each event, of "
+                                         "integers from 0 to 10"):
+        made.run(made.init())
+
+
+def test_arrays_of_different_length():
+    with pytest.raises(ValueError, match=r"one leading axis \[N\] in common, got \[\(2,\), \(3,\)"):
+        asgd.IndexedBatches((np.zeros(3), np.zeros(2)), picked)
+    with pytest.raises(ValueError, match="one leading axis"):
+        asgd.IndexedBatches(np.float32(0), picked)
