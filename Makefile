@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test clean
+.PHONY: train test bench clean
 
 # Trains the digits example; see README.md for other configs.
 train: $(VENV)/.installed
@@ -10,6 +10,10 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest
+
+# Half an hour; see benchmarks/RESULTS.md.
+bench: $(VENV)/.installed
+	$(RUN) -m benchmarks
 
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

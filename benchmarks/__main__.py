@@ -14,10 +14,10 @@ import sys
 
 from absl import app, flags
 
-FIGURES = ("overhead", "against", "waves", "memory", "growth", "simulation", "startup")
+FIGURES = ("overhead", "against", "waves", "memory", "growth", "simulation", "startup", "floor")
 
 _FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Figures to measure.")
-_OUT = flags.DEFINE_string("out", "benchmarks/results.json", "Where the results are written.")
+_OUT = flags.DEFINE_string("out", "runs/benchmarks.json", "Where the results are written.")
 flags.DEFINE_list("models", ["mlp", "cnn", "resnet20", "transformer"], "Models.")
 flags.DEFINE_list("algorithms", ["asgd", "dc_asgd_a"], "Algorithms.")
 flags.DEFINE_integer("repeats", 7, "Timings of each thing.")
@@ -34,13 +34,15 @@ def main(argv):
         for row in importlib.import_module(f"benchmarks.{_FIGURES.value[0]}").rows(flags.FLAGS):
             print(json.dumps(row), flush=True)
         return
+    out = pathlib.Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
     results = {"machine": machine(), "command": " ".join(["python -m benchmarks", *sys.argv[1:]])}
     for name in _FIGURES.value:
         results[name] = []
         devices = importlib.import_module(f"benchmarks.{name}").DEVICES
         for number in [flags.FLAGS.devices] if flags.FLAGS.devices else devices:
             results[name] += measure(name, number)
-            pathlib.Path(_OUT.value).write_text(json.dumps(results, indent=1) + "\n")
+            out.write_text(json.dumps(results, indent=1) + "\n")
         print(f"\n{name}\n{table(results[name])}", flush=True)
 
 

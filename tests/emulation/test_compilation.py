@@ -53,11 +53,17 @@ def test_one_compilation_for_all_pieces(num_devices, compilations):
     assert len(compilations) == 1
 
 
-def test_the_program_gets_nothing_from_the_host_by_itself():
+def test_nothing_is_moved_unasked_while_waves_run():
     emulator = make()
-    emulator._constants = (emulator._constants[0], np.float32(0))
+    state, array, call = emulator.init(), jnp.ones(3), emulator._call
+
+    def moving(*args):
+        array[0]  # The index comes from the host.
+        return call(*args)
+
+    emulator._call = moving
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        emulator.run(emulator.init())
+        emulator.run(state)
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])

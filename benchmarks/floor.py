@@ -1,0 +1,114 @@
+"""Where the floor is for the MLP: loops that do the least any implementation must do.
+
+`matmuls` is the gradient's matrix products alone. `asgd` and `dc_asgd_a` are hand-written scans for
+one model and one optimizer: read a snapshot from a ring, compute, update, write a snapshot. Ratios
+are gradients per second of synchronous SGD with momentum over those of the loop, or, for `torch`,
+of the plain PyTorch loop over the matrix products: the most that anything with these products can
+be faster than PyTorch.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from benchmarks import event_loops, measure, synchronous, workloads
+from benchmarks.setup import WORKERS, cluster_trace
+
+DEVICES = (1,)
+
+
+def rows(options: Any) -> Iterator[dict[str, Any]]:
+    """Measures the rows of the table."""
+    work = workloads.make("mlp", workloads.GRADIENTS["mlp"])
+    trace = cluster_trace(work.num_gradients)
+    runs = {
+        "synchronous": synchronous.one_device(work, optax.sgd(0.001, 0.9), scan=True),
+        "matmuls": _prepare(work, trace, _matmuls, lambda params: params),
+        "asgd": _prepare(work, trace, _asgd(work), _server),
+        "dc_asgd_a": _prepare(work, trace, _dc_asgd_a(work), _server),
+    }
+    if importlib.util.find_spec("torch"):
+        runs["torch"] = event_loops.torch_loop(work, trace, "asgd")
+    seconds = measure.interleaved(runs, options.repeats)
+    for name in runs:
+        over = seconds["torch"] / seconds["matmuls"] if name == "torch" else (
+            seconds["synchronous"] / seconds[name])
+        yield {"loop": name, **measure.spread(over),
+               "gradients_per_s": round(work.num_gradients / float(np.median(seconds[name])))}
+
+
+def _prepare(work, trace, step, init):
+    compiled = jax.jit(lambda carry, xs: lax.scan(step, carry, xs), donate_argnums=0)
+    xs = (jax.tree.map(jnp.asarray, work.batches), jnp.asarray(trace.worker))
+
+    def prepare():
+        carry = jax.block_until_ready(jax.tree.map(jnp.copy, init(work.params)))
+        return lambda: jax.block_until_ready(compiled(carry, xs))
+
+    return prepare
+
+
+def _server(params):
+    def ring():
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (WORKERS,) + x.shape), params)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return params, ring(), zeros, jax.tree.map(jnp.zeros_like, ring())
+
+
+def _read(ring, worker):
+    return jax.tree.map(lambda r: lax.dynamic_index_in_dim(r, worker, keepdims=False), ring)
+
+
+def _write(ring, worker, tree):
+    return jax.tree.map(lambda r, t: lax.dynamic_update_index_in_dim(r, t, worker, 0), ring, tree)
+
+
+def _asgd(work):
+    def step(carry, xs):
+        params, snapshots, velocity, mean_squares = carry
+        batch, worker = xs
+        loss, grads = jax.value_and_grad(work.loss)(_read(snapshots, worker), batch)
+        params = jax.tree.map(lambda w, g: w - 0.001 * g, params, grads)
+        return (params, _write(snapshots, worker, params), velocity, mean_squares), loss
+
+    return step
+
+
+def _dc_asgd_a(work):
+    def step(carry, xs):
+        params, snapshots, velocity, mean_squares = carry
+        batch, worker = xs
+        stale = _read(snapshots, worker)
+        loss, grads = jax.value_and_grad(work.loss)(stale, batch)
+        mean_square = jax.tree.map(lambda v, g: 0.95 * v + 0.05 * g * g,
+                                   _read(mean_squares, worker), grads)
+        velocity = jax.tree.map(
+            lambda m, g, v, w, b: 0.9 * m + g + 2.0 / jnp.sqrt(v + 1e-7) * g * g * (w - b),
+            velocity, grads, mean_square, params, stale)
+        params = jax.tree.map(lambda w, m: w - 0.001 * m, params, velocity)
+        return (params, _write(snapshots, worker, params), velocity,
+                _write(mean_squares, worker, mean_square)), loss
+
+    return step
+
+
+def _matmuls(params, xs):
+    (images, _), _ = xs
+    first, second, third = (params[f"Dense_{i}"]["kernel"] for i in range(3))
+    x = images.reshape(len(images), -1)
+    y = x @ first
+    z = y @ second
+    out = z @ third
+    dz = out @ third.T
+    dy = dz @ second.T
+    grads = x.T @ dy, y.T @ dz, z.T @ out
+    new = {f"Dense_{i}": {"kernel": g, "bias": params[f"Dense_{i}"]["bias"]}
+           for i, g in enumerate(grads)}
+    return new, out[0, 0]
