@@ -14,6 +14,7 @@ from asgd.cluster.trace import Trace
 from asgd.emulation import elementwise, inputs, ring
 from asgd.emulation.convolutions import canonical_convolutions
 from asgd.emulation.feed import Feed
+from asgd.emulation.keys import keys_as_data
 from asgd.emulation.rewrite import one_rounding
 from asgd.emulation.server import ParameterServer, describe_events
 from asgd.emulation.spmd import AXIS, WHOLE, Spmd, split_axis
@@ -54,16 +55,16 @@ class Emulator:
         row = self._feed.one() if len(trace) else None
         if row is not None:
             inputs.check_loss(loss, self._params, self._model_state, row)
-        tx = optax.with_extra_args_support(tx)
+        tx = keys_as_data(tx, self._params)
+        worker_tx = keys_as_data(worker_tx or optax.identity(), self._params)
         if layout == "sharded":
             elementwise.check_elementwise(tx, self._params)
         if (trace.applied & ~trace.updates).any():
             elementwise.check_waits_for_update(tx, self._params)
 
-        worker_has_state = worker_tx is not None and bool(
-            jax.tree.leaves(jax.eval_shape(worker_tx.init, self._params)))
+        worker_state = jax.eval_shape(worker_tx.init, self._params)
         self.plan = plan_waves(trace, num_devices * events_per_device, cuts,
-                               distinct_workers=worker_has_state)
+                               distinct_workers=bool(jax.tree.leaves(worker_state)))
         self._layout = {"sharded": ring.Sharded, "replicated": ring.Replicated}[layout](num_devices)
         self._topology = ParameterServer(
             tx, worker_tx, self._layout, trace, self.plan,
@@ -73,7 +74,7 @@ class Emulator:
             _MOST_WAVES_PER_CALL, _BATCH_BYTES_PER_CALL // max(1, row_bytes * self.plan.width))))
         self._shapes, self._specs = self._layout.placed(
             lambda *parts: self._topology.init(*parts, self._model_state),
-            self._params, jax.eval_shape(self._topology.worker_tx.init, self._params))
+            self._params, worker_state)
         self._key = jax.random.key(seed)
         self._constants = self._spmd.put((self._key, np.float32(0)), WHOLE)
         self._call = self._spmd.compile(

@@ -65,7 +65,7 @@ class ParameterServer:
     Args:
       tx: the server's transformation, called on each applied gradient with the extra arguments
         ``staleness``, ``stale_params``, ``worker``, ``delay`` and ``update``.
-      worker_tx: the workers' transformation, on whole gradients, or None.
+      worker_tx: the workers' transformation, on whole gradients.
       layout: where trees live, from :mod:`asgd.emulation.ring`.
       trace: the trace; facts that hold for all of it (every gradient makes an update, none is
         dropped) shorten the program.
@@ -77,8 +77,8 @@ class ParameterServer:
 
     def __init__(self, tx, worker_tx, layout, trace: Trace, plan: Plan, params,
                  model_state_decay: float, snapshot_dtype: Any = None):
-        self.tx = optax.with_extra_args_support(tx)
-        self.worker_tx = optax.with_extra_args_support(worker_tx or optax.identity())
+        self.tx = tx
+        self.worker_tx = worker_tx
         self._layout = layout
         self._plan = plan
         self._num_workers = trace.num_workers
