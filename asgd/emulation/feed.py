@@ -1,7 +1,7 @@
 """Brings the rows of each event to the device that computes on them."""
 
 import dataclasses
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ class IndexedBatches:
     Attributes:
       arrays: tree of arrays with a leading axis [N].
       indices: function from event numbers, int64 [n], to integers [n, ...] in 0 .. N - 1.
+      on_device: whether the data set is placed on the devices; None when it fits there.
 
     Raises:
       ValueError: when the leaves differ in their leading axis.
@@ -32,6 +33,7 @@ class IndexedBatches:
 
     arrays: Any
     indices: Callable[[np.ndarray], np.ndarray]
+    on_device: Optional[bool] = None
 
     def __post_init__(self):
         sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(self.arrays)}
@@ -68,8 +70,9 @@ class Feed:
     def __init__(self, batches: Any, num_events: int, spmd: Spmd):
         self._batches = batches = checked(batches, num_events)
         self._spmd = spmd
-        resident = isinstance(batches, IndexedBatches) and _fits(
-            batches.num_bytes, spmd.num_devices)
+        resident = isinstance(batches, IndexedBatches) and (
+            _fits(batches.num_bytes, spmd.num_devices) if batches.on_device is None
+            else batches.on_device)
         self._in_order = resident and batches.indices is _in_order
         self._gathers = resident and not self._in_order
         self.data = spmd.put(batches.arrays, WHOLE) if resident else ()

@@ -73,6 +73,13 @@ def test_what_does_not_fit_stays_on_the_host(monkeypatch):
     assert emulator(asgd.IndexedBatches(DATA, picked))._feed.data == ()
 
 
+@pytest.mark.parametrize("on_device", [True, False])
+def test_the_user_decides(on_device, monkeypatch):
+    monkeypatch.setattr(feed, "_fits", lambda *_: not on_device)
+    made = emulator(asgd.IndexedBatches(DATA, picked, on_device))
+    assert (made._feed.data != ()) == on_device
+
+
 def test_devices_that_share_memory_share_the_limit():
     assert feed._fits(2**28, 8)
     assert not feed._fits(2**28 + 1, 8)
