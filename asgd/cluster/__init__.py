@@ -13,9 +13,17 @@ Example:
     (1000, 250)
 """
 
+import importlib
+
 from asgd.cluster import protocols, timing
 from asgd.cluster.simulate import simulate
 from asgd.cluster.timing import Timing
 from asgd.cluster.trace import Trace
 
-__all__ = ["Timing", "Trace", "protocols", "simulate", "timing"]
+__all__ = ["Timing", "Trace", "graphs", "protocols", "simulate", "timing"]
+
+
+def __getattr__(name):
+    if name == "graphs":  # Imports networkx, which few need.
+        return importlib.import_module("asgd.cluster.graphs")
+    raise AttributeError(f"module 'asgd.cluster' has no attribute {name!r}")
