@@ -13,7 +13,7 @@ test: $(VENV)/.installed
 
 # Half an hour; see benchmarks/RESULTS.md.
 bench: $(VENV)/.installed
-	$(RUN) -m benchmarks
+	$(RUN) -m benchmarks $(BENCH_FLAGS)
 
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -5,6 +5,8 @@ from typing import Any, Callable
 
 import numpy as np
 
+PAUSE = 0.3  # Seconds before a timing, in which the threads of another library come to rest.
+
 
 def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
     """Times runs in turn, so that what disturbs the machine disturbs all of them.
@@ -22,6 +24,7 @@ def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, n
         # There and back, so that none always comes after the same other one.
         for name in list(runs)[:: 1 if repeat % 2 else -1]:
             timed = runs[name]()
+            time.sleep(PAUSE)
             began = time.perf_counter()
             timed()
             if repeat:
