@@ -171,3 +171,16 @@ def test_grouped_beside_plain():
     loss, kernel, images = problem(2, LAYOUTS[2][0])
     grouped, group_kernel, _ = problem(2, LAYOUTS[2][0], groups=2)
     assert_same_gradients(lambda a, b, x: loss(a, x) + grouped(b, x), kernel, group_kernel, images)
+
+
+@pytest.mark.parametrize("channels, filled", [(1, 1), (2, 2), (3, 4), (5, 8), (6, 6), (7, 8)])
+def test_odd_channels_are_filled_up_to_a_multiple_of_four(channels, filled):
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    x = jnp.ones((2, 4, 4, channels), jnp.float32)
+    kernel = jnp.ones((3, 3, channels, 2), jnp.float32)
+    text = str(jax.make_jaxpr(canonical_convolutions(convolve))(x, kernel))
+    assert f"f32[2,4,4,{filled}]" in text
+    assert text.count("pad[") == (channels != filled) * 2
