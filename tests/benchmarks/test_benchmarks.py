@@ -1,0 +1,50 @@
+"""What the benchmarks compare with computes the same thing, and ratios are what they say."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import event_loops, measure, synchronous, workloads
+from benchmarks.setup import cluster_trace, emulation
+
+
+@pytest.mark.parametrize("algorithm", ["asgd", "dc_asgd_a"])
+def test_the_plain_event_loop_ends_with_the_same_parameters(algorithm):
+    work, trace = workloads.make("mlp", 24, hidden=(16,)), cluster_trace(24, workers=5)
+    emulator, _ = emulation(work, event_loops.transformation(algorithm, 5), trace)
+    params = emulator.params(emulator.run(emulator.init())[0])
+    other = event_loops.jax_loop(work, trace, algorithm)()()
+    assert event_loops.largest_difference(params, other) < 1e-6
+    assert event_loops.largest_difference(params, work.params) > 1e-3
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_synchronous_loops_take_every_batch(scan, monkeypatch):
+    work = workloads.make("mlp", 3, hidden=(4,))
+    ran = []
+    compiled = jax.jit
+    monkeypatch.setattr(jax, "jit", lambda f, **options: lambda *args: ran.append(
+        compiled(f)(*args)) or ran[-1])
+    synchronous.one_device(work, optax.sgd(0.1), scan)()()
+    params = work.params
+    for step in range(3):
+        batch = jax.tree.map(lambda x: x[step], work.batches)
+        params = jax.tree.map(lambda w, g: w - 0.1 * g, params, jax.grad(work.loss)(params, batch))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+                 ran[-1][0][0], params)
+
+
+def test_ratios():
+    assert measure.spread(np.array([1.0, 2.0, 4.0])) == {"ratio": 2.0, "low": 1.5, "high": 3.0}
+    seconds = {"a": np.array([3.0, 1.0, 3.0]), "b": np.array([2.0, 2.0, 2.0])}
+    assert measure.fastest(seconds, ["a", "b"]) == "b"
+
+
+def test_runs_alternate(monkeypatch):
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    order = []
+    runs = {name: lambda name=name: lambda: order.append(name) for name in "ab"}
+    seconds = measure.interleaved(runs, repeats=2)
+    assert "".join(order) == "baabba"
+    assert all(len(times) == 2 for times in seconds.values())
