@@ -35,22 +35,7 @@ def one_device(work: Workload, tx: optax.GradientTransformation, scan: bool):
                    for i in range(num_steps)]
         compiled = jax.jit(step, donate_argnums=0)
 
-    def prepare():
-        carry = (work.params, tx.init(work.params), work.model_state)
-        carry = jax.block_until_ready(jax.tree.map(jnp.copy, carry))
-
-        def run():
-            nonlocal carry
-            if scan:
-                jax.block_until_ready(compiled(carry, batches))
-                return
-            for batch in batches:
-                carry, loss = compiled(carry, batch)
-            jax.block_until_ready((carry, loss))
-
-        return run
-
-    return prepare
+    return _preparer(compiled, (work.params, tx.init(work.params), work.model_state), batches, scan)
 
 
 def sharded(work: Workload, tx: optax.GradientTransformation, num_devices: int, scan: bool):
@@ -96,18 +81,24 @@ def sharded(work: Workload, tx: optax.GradientTransformation, num_devices: int, 
     batches = put(batches, batch_spec) if scan else [
         put(jax.tree.map(lambda x: x[i], batches), batch_spec) for i in range(num_steps)]
 
+    # More in the queue can stall several CPU devices.
+    return _preparer(compiled, put((padded, opt_state, work.model_state), specs), batches, scan,
+                     wait_every=8)
+
+
+def _preparer(compiled, start, batches, scan, wait_every=None):
     def prepare():
-        carry = put((padded, opt_state, work.model_state), specs)
-        carry = jax.block_until_ready(jax.tree.map(jnp.copy, carry))
+        # A copy, as the buffers are donated.
+        carry = jax.block_until_ready(jax.tree.map(jnp.copy, start))
 
         def run():
             nonlocal carry
             if scan:
                 jax.block_until_ready(compiled(carry, batches))
                 return
-            for number, batch in enumerate(batches):
+            for number, batch in enumerate(batches, 1):
                 carry, loss = compiled(carry, batch)
-                if number % 8 == 7:  # More in the queue can stall several CPU devices.
+                if wait_every and number % wait_every == 0:
                     jax.block_until_ready(loss)
             jax.block_until_ready((carry, loss))
 

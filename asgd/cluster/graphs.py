@@ -160,6 +160,8 @@ def star(num_agents: int, **options: Any) -> Graph:
 
 def erdos_renyi(num_agents: int, probability: float, seed: int, **options: Any) -> Graph:
     """Returns a graph in which each edge exists with a probability; refused if disconnected."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must be from 0 to 1, not {probability}")
     return _from_networkx(
         nx.erdos_renyi_graph(_at_least(2, num_agents), probability, seed=seed), options)
 

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, Callable, Optional
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from asgd.emulation import ring
@@ -128,6 +127,8 @@ def checked(batches: Any, num_events: int) -> Callable[..., Any]:
     if callable(batches):
         return batches
     _check(batches, num_events, "every leaf")
+    if not jax.tree.leaves(batches):  # A loss without data.
+        return lambda events: batches
     return IndexedBatches(batches, _in_order)
 
 

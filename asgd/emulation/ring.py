@@ -18,7 +18,6 @@ from jax import lax
 
 from asgd.emulation.spmd import AXIS, WHOLE, split_axis
 
-
 _SMALL_BYTES = 2**16
 
 
@@ -90,11 +89,6 @@ class Sharded(Replicated):
     """
 
     def part(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if not shape:
-            return ()
-        return (1,) * (len(shape) - 1) + (-(-math.prod(shape) // self.num_devices),)
-
-    def part(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of a device's part of a leaf."""
         if not shape:
             return ()
@@ -143,7 +137,8 @@ class Sharded(Replicated):
             flat = x.reshape(len(x), math.prod(x.shape[1:]))
             flat = jnp.pad(flat, ((0, 0), (0, self.num_devices * size - flat.shape[1])))
             split.append(jnp.split(flat, self.num_devices, axis=1))
-        got = iter(zip(*_exchange(list(zip(*split)))))
+        got = iter(zip(*_exchange(
+            [[leaf[d] for leaf in split] for d in range(self.num_devices)])))
         return jax.tree.unflatten(treedef, [
             jnp.concatenate([g.reshape((-1,) + self.part(x.shape[1:])) for g in next(got)])
             if x.ndim > 1 else next(scalars) for x in leaves])

@@ -158,3 +158,9 @@ def test_too_few_agents(make):
 def test_two_cliques_need_an_even_number():
     with pytest.raises(ValueError, match="even number, at least 6, not 7"):
         graphs.two_cliques(7)
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.5, float("nan")])
+def test_probabilities(probability):
+    with pytest.raises(ValueError, match="probability must be from 0 to 1"):
+        graphs.erdos_renyi(6, probability, seed=0)

@@ -100,3 +100,14 @@ def test_arrays_of_different_length():
         asgd.IndexedBatches((np.zeros(3), np.zeros(2)), picked)
     with pytest.raises(ValueError, match="one leading axis"):
         asgd.IndexedBatches(np.float32(0), picked)
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(num_devices=4), dict(waves_per_call=2), dict(backend="debug")], ids=str)
+def test_a_loss_without_data(options):
+    """f = p^2 / 2, one scalar that no device can split: the gradients are the snapshots."""
+    trace = asgd.Trace([0, 1, 0], [0, 0, 1])
+    got = asgd.emulate(lambda p, batch: 0.5 * p * p, optax.sgd(0.5), jnp.float32(1.0), trace, None,
+                       **options)
+    assert float(got.params) == -0.25
+    assert got.losses.tolist() == [0.5, 0.5, 0.125]
