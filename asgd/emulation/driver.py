@@ -52,8 +52,8 @@ class Emulator:
         self._model_state = jax.tree.map(jnp.asarray, model_state)
         self._feed = Feed(batches, len(trace), self._spmd)
         loss = inputs.uniform_loss(loss_fn, model_state is not None)
-        row = self._feed.one() if len(trace) else None
-        if row is not None:
+        row = self._feed.row
+        if len(trace):
             inputs.check_loss(loss, self._params, self._model_state, row)
         tx = keys_as_data(tx, self._params)
         worker_tx = keys_as_data(worker_tx or optax.identity(), self._params)
@@ -199,7 +199,7 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
             # The turn's number in the barrier keeps the body from being moved out of its loop.
             view, batch, event, _ = lax.optimization_barrier((view, batch, event, turn))
             event_key = jax.random.fold_in(key, event.number)
-            (value, statistics), gradient = gradient_of(view[0], batch, event_key)
+            (value, statistics), gradient = gradient_of(view[0], feed.shaped(batch), event_key)
             value, statistics, gradient = lax.optimization_barrier((value, statistics, gradient))
             return value, statistics, topology.on_worker(gradient, view, event.worker)
 

@@ -1,6 +1,7 @@
 """Brings the rows of each event to the device that computes on them."""
 
 import dataclasses
+import math
 from typing import Any, Callable, Optional
 
 import jax
@@ -64,6 +65,7 @@ class Feed:
 
     Attributes:
       data: what lies on every device; the program is given it.
+      row: the rows of event 0, or None.
     """
 
     def __init__(self, batches: Any, num_events: int, spmd: Spmd):
@@ -75,10 +77,7 @@ class Feed:
         self._in_order = resident and batches.indices is _in_order
         self._gathers = resident and not self._in_order
         self.data = spmd.put(batches.arrays, WHOLE) if resident else ()
-
-    def one(self) -> Any:
-        """Returns the rows of event 0, as they will be on a device."""
-        return jax.tree.map(lambda x: x[0], rows_of(self._batches, 0, 1))
+        self.row = jax.tree.map(lambda x: x[0], rows_of(batches, 0, 1)) if num_events else None
 
     def send(self, first: int, last: int, events: np.ndarray) -> Any:
         """Sends what devices need for a call.
@@ -105,17 +104,23 @@ class Feed:
         return self._spmd.put(rows, split_axis(0))
 
     def reader(self, data: Any, sent: Any) -> Callable[[Any, Any], Any]:
-        """Returns a function to (place, event number) to the rows of an event, on the device.
+        """Returns a function to (place, event number) to the row of an event, on the device.
+
+        Leaves of the row are flat, or XLA would copy them into another layout; see `shaped`.
 
         Args:
           data: :attr:`data`.
           sent: what :meth:`send` returned, this device's [waves * k, ...].
         """
         if self._in_order:
-            return lambda place, number: ring.read(data, number)
+            return lambda place, number: _flat_row(data, number)
         if self._gathers:  # For the whole call: in the loop it would run on one core.
             sent = jax.tree.map(lambda x: x.at[sent].get(mode="promise_in_bounds"), data)
-        return lambda place, number: ring.read(sent, place)
+        return lambda place, number: _flat_row(sent, place)
+
+    def shaped(self, row: Any) -> Any:
+        """Returns the row that a flat one stands for."""
+        return jax.tree.map(lambda x, like: x.reshape(like.shape), row, self.row)
 
 
 def checked(batches: Any, num_events: int) -> Callable[..., Any]:
@@ -146,6 +151,11 @@ def rows_of(batches: Callable[..., Any], start: int, stop: int) -> Any:
     out = batches(np.arange(start, stop))
     _check(out, stop - start, "the rows returned")
     return out
+
+
+def _flat_row(rows, place):
+    return ring.read(jax.tree.map(
+        lambda x: x.reshape(len(x), math.prod(x.shape[1:])), rows), place)
 
 
 def _check(tree, count, what):

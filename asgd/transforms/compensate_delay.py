@@ -108,10 +108,13 @@ def compensate_delay(
         if per_worker and worker is None:
             raise ValueError("compensate_delay: per_worker=True needs the extra argument worker")
 
-        previous = state.mean_square
+        def average(previous):
+            return jax.tree.map(lambda v, g: decay * v + (1 - decay) * (g * g), previous, updates)
+
         if per_worker:
-            previous = _row(previous, worker, num_workers)
-        current = jax.tree.map(lambda v, g: decay * v + (1 - decay) * (g * g), previous, updates)
+            current = _of_row(average, state.mean_square, worker, num_workers)
+        else:
+            current = average(state.mean_square)
         compensated = jax.tree.map(
             lambda g, v, w, b: g + _as(strength_now, g) / jnp.sqrt(v + eps) * (g * g) * (w - b),
             updates, current, params, stale_params)
@@ -124,17 +127,17 @@ def compensate_delay(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _row(tree, worker, num_workers):
-    def read(tree):
-        return jax.tree.map(
-            lambda v: jax.lax.dynamic_index_in_dim(v, worker, keepdims=False), tree)
+def _of_row(fn, tree, row, num_rows):
+    def of_row(tree):
+        return fn(jax.tree.map(
+            lambda v: jax.lax.dynamic_index_in_dim(v, row, keepdims=False), tree))
 
     def refuse(tree):
         return jax.tree.map(lambda v: jnp.full(v.shape[1:], jnp.nan, v.dtype), tree)
 
     # What leaves a conditional has a buffer of its own; else XLA reads the row again where it is
     # used, after it is overwritten, for which it copies all workers'.
-    return jax.lax.cond((worker >= 0) & (worker < num_workers), read, refuse, tree)
+    return jax.lax.cond((row >= 0) & (row < num_rows), of_row, refuse, tree)
 
 
 def _as(value, like):
