@@ -7,9 +7,11 @@ import importlib
 
 _PUBLIC = {
     "asgd.cluster": ["Trace", "simulate"],
-    "asgd.emulation": ["EmulationResult", "IndexedBatches", "NonFiniteLossError", "emulate"],
+    "asgd.emulation": ["EmulationResult", "GossipResult", "IndexedBatches", "NonFiniteLossError",
+                       "emulate", "emulate_gossip"],
     "asgd.transforms": [
-        "average_until_update", "compensate_delay", "scale_by_staleness",
+        "average_until_update", "compensate_delay", "consensus", "predict_clip",
+        "scale_by_staleness",
         "dc_asgd_a", "dc_asgd_c", "staleness_aware_sgd",
         "constant", "delay_adaptive", "exponential", "hinge", "inverse", "polynomial",
     ],

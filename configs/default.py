@@ -11,7 +11,8 @@ from ml_collections import config_dict
 def get_config():
     config = config_dict.ConfigDict()
     config.seed = 0
-    # sgd, ssgd, asgd, staleness_aware, dc_asgd_c or dc_asgd_a; sets protocol and transformations.
+    # With a server: sgd, ssgd, asgd, staleness_aware, dc_asgd_c or dc_asgd_a. Decentralised: dsgd,
+    # p_asgd, c_asgd, pc_asgd, pc_asgd_pv or ad_psgd. Sets protocol and transformations.
     config.algorithm = "staleness_aware"
 
     config.dataset = config_dict.ConfigDict()
@@ -59,7 +60,25 @@ def get_config():
     config.cluster.compute_time.cv = 0.5
     config.cluster.pull_time = 0.0
     config.cluster.push_time = 0.0
-    config.trace_path = ""  # Replay this trace (.npz or .csv) instead of simulating one.
+    config.trace_path = ""  # Replay this trace or schedule (.npz or .csv) instead of making one.
+
+    config.gossip = config_dict.ConfigDict()  # Decentralised algorithms; `cluster` is not used then.
+    # two_cliques, ring, torus, complete, star or erdos_renyi.
+    config.gossip.graph = "two_cliques"
+    config.gossip.num_agents = 8
+    config.gossip.edge_probability = 0.5  # erdos_renyi.
+    config.gossip.mixing = "metropolis"  # Or uniform.
+    config.gossip.delay = 5  # Rounds, on unreliable edges: the bridge of two_cliques, or
+    config.gossip.delayed_fraction = 0.25  # so many of the other graphs' edges.
+    config.gossip.random_delays = False  # Drawn in each round: with a probability
+    config.gossip.delay_probability = 1.0  # from 1 to delay, else none.
+    config.gossip.split = "random"  # Of the samples over the agents; label: neighbouring labels.
+    config.gossip.theta = 0.5  # pc_asgd: 1 predicts, 0 clips.
+    config.gossip.criterion = "paper"  # pc_asgd_pv: paper or descent.
+    config.gossip.per_tensor = False  # pc_asgd_pv: decides for each tensor, or for the agent.
+    config.gossip.strength = 1.0  # Of the Taylor term.
+    config.gossip.all_steps = True  # Predicts with as many gradients as the delay, or with one.
+    config.gossip.warmup_epochs = 0.0  # Of plain consensus.
 
     config.emulation = config_dict.ConfigDict()
     config.emulation.num_devices = 1

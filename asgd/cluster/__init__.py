@@ -20,10 +20,10 @@ from asgd.cluster.simulate import simulate
 from asgd.cluster.timing import Timing
 from asgd.cluster.trace import Trace
 
-__all__ = ["Timing", "Trace", "graphs", "protocols", "simulate", "timing"]
+__all__ = ["Timing", "Trace", "graphs", "protocols", "schedules", "simulate", "timing"]
 
 
 def __getattr__(name):
-    if name == "graphs":  # Imports networkx, which few need.
-        return importlib.import_module("asgd.cluster.graphs")
+    if name in ("graphs", "schedules"):  # They import networkx, which few need.
+        return importlib.import_module(f"asgd.cluster.{name}")
     raise AttributeError(f"module 'asgd.cluster' has no attribute {name!r}")

@@ -34,17 +34,21 @@ def save(trace, path) -> None:
         ...     Trace.load(os.path.join(folder, "trace.npz")) == trace
         True
     """
+    write_npz(path, {
+        **{name: getattr(trace, name) for name in COLUMNS},
+        "num_workers": np.int64(trace.num_workers),
+        "metadata": np.array(json.dumps(trace.metadata)),
+    })
+
+
+def write_npz(path, fields: dict[str, np.ndarray]) -> None:
+    """Writes arrays to an `.npz` archive with exactly the name `path`, atomically."""
     path = os.fspath(path)
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         # numpy.savez appends .npz to a name, but not to an open file.
         with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                **{name: getattr(trace, name) for name in COLUMNS},
-                num_workers=np.int64(trace.num_workers),
-                metadata=np.array(json.dumps(trace.metadata)),
-            )
+            np.savez(file, **fields)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -53,14 +57,22 @@ def save(trace, path) -> None:
             os.remove(temporary)
 
 
-def read_npz(path) -> dict[str, Any]:
+def load(path) -> dict[str, Any]:
     """Reads the fields that `save` wrote; ValueError naming the path if the file is another."""
-    names = (*COLUMNS, "num_workers", "metadata")
+    fields = read_npz(path, (*COLUMNS, "num_workers", "metadata"), "a trace")
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            fields = {name: archive[name] for name in names}
         fields["num_workers"] = int(fields["num_workers"])
         fields["metadata"] = json.loads(str(fields["metadata"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a trace") from error
+    return fields
+
+
+def read_npz(path, names, what: str) -> dict[str, np.ndarray]:
+    """Reads arrays by name; ValueError saying that the file is not `what` if they are not there."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names}
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     # What NumPy and zipfile raise on truncated archives and on files of other kinds.
@@ -68,8 +80,7 @@ def read_npz(path) -> dict[str, Any]:
         *(AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError),
         *(TypeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error),
     ) as error:
-        raise ValueError(f"{path} is not a trace, or only a part of one") from error
-    return fields
+        raise ValueError(f"{path} is not {what}, or only a part of one") from error
 
 
 def read_csv(path) -> dict[str, list]:

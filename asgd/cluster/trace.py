@@ -223,7 +223,7 @@ class Trace:
     @classmethod
     def load(cls, path) -> "Trace":
         """Reads a trace written by `save`; ValueError if the file is anything else."""
-        return storage.build(cls, path, storage.read_npz(path))
+        return storage.build(cls, path, storage.load(path))
 
     @classmethod
     def from_csv(cls, path, num_workers: int | None = None) -> "Trace":

@@ -1,6 +1,13 @@
 """Executes traces in JAX."""
 
-from asgd.emulation.driver import Emulator
-from asgd.emulation.emulate import EmulationResult, emulate, make_emulator
+import importlib
+
+from asgd.emulation.emulate import EmulationResult, Emulator, emulate, make_emulator
 from asgd.emulation.feed import IndexedBatches
 from asgd.emulation.inputs import NonFiniteLossError
+
+
+def __getattr__(name):
+    if name in ("GossipEmulator", "GossipResult", "emulate_gossip"):  # They import networkx.
+        return getattr(importlib.import_module("asgd.emulation.decentralized"), name)
+    raise AttributeError(f"module 'asgd.emulation' has no attribute {name!r}")

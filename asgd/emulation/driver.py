@@ -1,4 +1,4 @@
-"""Runs a trace wave by wave: views, gradients, apply."""
+"""Runs events wave by wave on a topology: views, gradients, apply."""
 
 import collections
 from collections.abc import Sequence
@@ -7,116 +7,103 @@ from typing import Any, Callable, Optional
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
-from asgd.cluster.trace import Trace
-from asgd.emulation import elementwise, inputs, ring
+from asgd.emulation import ring
 from asgd.emulation.convolutions import canonical_convolutions
 from asgd.emulation.feed import Feed
-from asgd.emulation.keys import keys_as_data
 from asgd.emulation.rewrite import one_rounding
-from asgd.emulation.server import ParameterServer, describe_events
 from asgd.emulation.spmd import AXIS, WHOLE, Spmd, split_axis
-from asgd.emulation.waves import plan_waves
+from asgd.emulation.waves import Waves
 
-LAYOUTS = ("sharded", "replicated")
 _BATCH_BYTES_PER_CALL = 2**25
 _MOST_WAVES_PER_CALL = 128
 
 
-class Emulator:
-    """Executes a trace piece by piece; :func:`asgd.emulate` runs it in one go.
-
-    Arguments are those of :func:`asgd.emulate`, and:
+class Driver:
+    """Executes events piece by piece.
 
     Args:
-      cuts: event numbers at which :meth:`run` will start or stop.
+      topology: what agents or workers compute on, and what is done with it; an object with
+
+        * ``init(*parts, model_state)``: the state before the first event;
+        * ``describe(events)``: NumPy arrays about events, with the field ``number`` among them;
+        * ``views(state, wave)``: a function from j to what this device's event j is computed
+          on, a pair of the parameters and what else ``on_worker`` needs;
+        * ``on_worker(gradient, view, event)``: what is sent;
+        * ``collect(sent, statistics)``: brings it to where it is applied;
+        * ``apply(state, arrived, event)``: the state after an event;
+        * ``observe(state)``: numbers to be returned for every wave, ``()`` for none;
+        * ``check(losses, start)``: raises for losses that stop a run.
+      loss: ``loss(params, batch, key) -> (scalar, statistics)``.
+      waves: which events run side by side.
+      feed: their batches.
+      spmd: the devices.
+      layout: where trees live, from :mod:`asgd.emulation.ring`.
+      whole: whole trees from whose parts ``init`` makes the state.
+      model_state: running statistics, or None.
+
+    Other args:
+      waves_per_call: waves in one compiled call; chosen by batch size if None.
+      seed: of the events' keys.
+      events_per_device: gradients that a device computes in one batched call.
     """
 
-    def __init__(self, loss_fn: Callable[..., Any], tx: optax.GradientTransformation, params: Any,
-                 trace: Trace, batches: Any, *, num_devices: int = 1, backend: str = "shard_map",
-                 worker_tx: Optional[optax.GradientTransformation] = None,
-                 layout: str = "sharded", waves_per_call: Optional[int] = None, seed: int = 0,
-                 model_state: Any = None, model_state_decay: float = 0.9,
-                 snapshot_dtype: Any = None, events_per_device: int = 1,
-                 cuts: Sequence[int] = ()):
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout {layout!r} is unknown; the layouts are {', '.join(LAYOUTS)}")
-        inputs.check_arguments(tx, worker_tx, trace, model_state_decay, snapshot_dtype,
-                               num_devices=num_devices, waves_per_call=waves_per_call,
-                               events_per_device=events_per_device)
-        self.trace = trace
-        self._spmd = Spmd(num_devices, backend)
-        self._params = jax.tree.map(jnp.asarray, params)
-        self._model_state = jax.tree.map(jnp.asarray, model_state)
-        self._feed = Feed(batches, len(trace), self._spmd)
-        loss = inputs.uniform_loss(loss_fn, model_state is not None)
-        row = self._feed.row
-        if len(trace):
-            inputs.check_loss(loss, self._params, self._model_state, row)
-        tx = keys_as_data(tx, self._params)
-        worker_tx = keys_as_data(worker_tx or optax.identity(), self._params)
-        if layout == "sharded":
-            elementwise.check_elementwise(tx, self._params)
-        if (trace.applied & ~trace.updates).any():
-            elementwise.check_waits_for_update(tx, self._params)
-
-        worker_state = jax.eval_shape(worker_tx.init, self._params)
-        self.plan = plan_waves(trace, num_devices * events_per_device, cuts,
-                               distinct_workers=bool(jax.tree.leaves(worker_state)))
-        self._layout = {"sharded": ring.Sharded, "replicated": ring.Replicated}[layout](num_devices)
-        self._topology = ParameterServer(
-            tx, worker_tx, self._layout, trace, self.plan,
-            jax.eval_shape(lambda: self._params), model_state_decay, snapshot_dtype)
-        row_bytes = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(row))
+    def __init__(self, topology: Any, loss: Callable[..., Any], waves: Waves, feed: Feed,
+                 spmd: Spmd, layout: ring.Replicated, whole: tuple[Any, ...], model_state: Any, *,
+                 waves_per_call: Optional[int] = None, seed: int = 0, events_per_device: int = 1):
+        self.plan = waves
+        self._topology, self._spmd, self._feed = topology, spmd, feed
+        self._whole, self._model_state = whole, model_state
+        row_bytes = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(feed.row))
         self.waves_per_call = waves_per_call or int(max(1, min(
-            _MOST_WAVES_PER_CALL, _BATCH_BYTES_PER_CALL // max(1, row_bytes * self.plan.width))))
-        self._shapes, self._specs = self._layout.placed(
-            lambda *parts: self._topology.init(*parts, self._model_state),
-            self._params, worker_state)
-        self._key = jax.random.key(seed)
-        self._constants = self._spmd.put((self._key, np.float32(0)), WHOLE)
-        self._call = self._spmd.compile(
-            wave_program(canonical_convolutions(loss), self._topology, self._feed, num_devices,
+            _MOST_WAVES_PER_CALL, _BATCH_BYTES_PER_CALL // max(1, row_bytes * waves.width))))
+        self._placed = layout.placed
+        self._shapes, self._specs = layout.placed(
+            lambda *parts: topology.init(*parts, model_state), *whole)
+        self._constants = spmd.put((jax.random.key(seed), np.float32(0)), WHOLE)
+        self._call = spmd.compile(
+            wave_program(canonical_convolutions(loss), topology, feed, spmd.num_devices,
                          batched=events_per_device > 1),
-            (self._specs, WHOLE, split_axis(0), WHOLE, WHOLE), (self._specs, split_axis(1)),
-            donate=(0,))
+            (self._specs, WHOLE, split_axis(0), WHOLE, WHOLE),
+            (self._specs, (split_axis(1), WHOLE)), donate=(0,))
 
     def init(self) -> Any:
         """Returns the emulated cluster before the first event, on the devices."""
-        whole = self._params, self._topology.worker_tx.init(self._params)
-        shapes, specs = self._layout.placed(lambda *parts: parts, *whole)
-        parts = self._spmd.put(ring.to_parts(whole, shapes), specs)
+        shapes, specs = self._placed(lambda *parts: parts, *self._whole)
+        parts = self._spmd.put(ring.to_parts(self._whole, shapes), specs)
         return self._spmd.compile(
             lambda parts, model_state: self._topology.init(*parts, model_state),
             (specs, WHOLE), self._specs)(parts, self._spmd.put(self._model_state, WHOLE))
 
-    def run(self, state: Any, start: int = 0, stop: Optional[int] = None):
+    def observed(self, state: Any, start: int = 0, stop: Optional[int] = None):
         """Executes the events ``start .. stop - 1``.
 
         Args:
           state: the emulated cluster at event ``start``; its buffers are used up.
-          start: event number where a wave begins: 0, the trace's length, or one of ``cuts``.
-          stop: likewise; by default the trace's length.
+          start: event number where a wave begins: 0, the number of events, or a cut.
+          stop: likewise; by default the number of events.
 
         Returns:
-          The cluster at event ``stop``, and the losses [stop - start] as a NumPy array.
+          The cluster at event ``stop``, the losses [stop - start] as a NumPy array, and what
+          the topology observed after each wave, NumPy arrays [waves, ...].
 
         Raises:
-          NonFiniteLossError: naming the first event whose loss is not finite.
+          FloatingPointError: naming the first event whose loss is not finite.
         """
-        stop = len(self.trace) if stop is None else stop
+        stop = int(self.plan.first[-1]) if stop is None else stop
         begin, end = np.searchsorted(self.plan.first, [start, stop])
         if (self.plan.first[[begin, end]] != (start, stop)).any():
             raise ValueError(f"run: start={start} and stop={stop} must be cuts of the plan")
-        losses, in_flight = [], collections.deque()
+        losses, observed, in_flight = [], [], collections.deque()
 
         def finish():
             first, taken, out = in_flight.popleft()
-            out = jax.device_get(out)[taken]
-            inputs.check_losses(out, int(first), self.trace)
+            out, seen = jax.device_get(out)
+            out = out[taken]
+            self._topology.check(out, int(first))
             losses.append(out)
+            observed.append(jax.tree.map(lambda x: x[taken.any(1)], seen))
 
         for wave in range(begin, end, self.waves_per_call):
             first, taken, rows, waves = self._prepare(wave, min(wave + self.waves_per_call, end))
@@ -129,15 +116,12 @@ class Emulator:
                 finish()
         while in_flight:
             finish()
-        return state, np.concatenate(losses) if losses else np.zeros(0, np.float32)
+        losses = np.concatenate(losses) if losses else np.zeros(0, np.float32)
+        return state, losses, jax.tree.map(lambda *x: np.concatenate(x), *observed) if observed else ()
 
-    def params(self, state: Any) -> Any:
-        """Returns the server's parameters as the tree that came in."""
-        return ring.to_whole(jax.device_get(state.params), self._params)
-
-    def model_state(self, state: Any) -> Any:
-        """Returns the server's running statistics as the tree that came in."""
-        return jax.device_get(state.model_state)
+    def run(self, state: Any, start: int = 0, stop: Optional[int] = None):
+        """As :meth:`observed`, without the third result."""
+        return self.observed(state, start, stop)[:2]
 
     def save(self, state: Any) -> list[np.ndarray]:
         """Returns the whole cluster as NumPy arrays, the same for any number of devices."""
@@ -159,8 +143,7 @@ class Emulator:
         return compiled.memory_analysis().temp_size_in_bytes
 
     def _whole_state(self):
-        return jax.eval_shape(lambda: self._topology.init(
-            self._params, self._topology.worker_tx.init(self._params), self._model_state))
+        return jax.eval_shape(lambda: self._topology.init(*self._whole, self._model_state))
 
     def _prepare(self, begin, end):
         """Returns the first event of a call, which places are taken, and the call's arrays."""
@@ -171,7 +154,7 @@ class Emulator:
         taken = places < edges[1:, None]
         events = np.where(taken, places, first)
         waves = (np.int32(end - begin), taken.sum(1).astype(np.int32),
-                 describe_events(self.trace, self.plan, events))
+                 self._topology.describe(events))
         return first, taken, self._feed.send(first, last, events), self._spmd.put(waves, WHOLE)
 
 
@@ -201,7 +184,7 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
             event_key = jax.random.fold_in(key, event.number)
             (value, statistics), gradient = gradient_of(view[0], feed.shaped(batch), event_key)
             value, statistics, gradient = lax.optimization_barrier((value, statistics, gradient))
-            return value, statistics, topology.on_worker(gradient, view, event.worker)
+            return value, statistics, topology.on_worker(gradient, view, event)
 
         def needs(state, number, events):
             """Returns a function from j to what this device's event j of a wave is made of."""
@@ -214,7 +197,7 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
             return need
 
         def wave(number, carry):
-            state, sent, losses = carry
+            state, sent, losses, observed = carry
             size, events = ring.read(waves, number)
             need = needs(state, number, events)
             if batched:
@@ -230,13 +213,17 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
                 return apply_to(state, ring.read(arrived, i), ring.read(events, i))
 
             state = apply(0, state) if width == 1 else lax.fori_loop(0, size, apply, state)
-            return state, sent, ring.write(losses, number, sent[0])
+            return (state, sent, ring.write(losses, number, sent[0]),
+                    ring.write(observed, number, topology.observe(state)))
 
         shapes = jax.eval_shape(
             lambda: compute(*needs(state, 0, ring.read(waves[1], 0))(0), 0))
         sent = jax.tree.map(lambda s: jnp.zeros((per_device,) + s.shape, s.dtype), shapes)
         losses = jnp.zeros((num_waves,) + sent[0].shape, sent[0].dtype)
-        state, _, losses = lax.fori_loop(0, count, wave, (state, sent, losses))
-        return state, losses
+        observed = ring.repeat(jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(topology.observe, state)), num_waves)
+        state, _, losses, observed = lax.fori_loop(
+            0, count, wave, (state, sent, losses, observed))
+        return state, (losses, observed)
 
     return program

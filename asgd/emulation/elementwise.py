@@ -1,7 +1,7 @@
 """Checks a transformation before it is trusted: elementwise on shards, still between updates."""
 
 import math
-from typing import Any
+from typing import Any, Optional
 
 import jax
 import jax.numpy as jnp
@@ -18,33 +18,48 @@ _ELEMENTWISE = frozenset("""
     """.split())
 _ROW_READS = frozenset(["dynamic_slice", "gather", "slice"])
 _ROW_WRITES = frozenset(["dynamic_update_slice", "scatter"])
-# What is the same on all devices, is split over them, or is split with an axis of rows before.
+_ROW_REDUCTIONS = frozenset(["reduce_sum", "reduce_max", "reduce_min", "reduce_prod"])
+# What is the same on all devices, is split over them, or is split with axes of rows before: two
+# and more, one more than there are such axes.
 _WHOLE, _SPLIT, _ROWS = range(3)
-_EXTRA_SHAPES = dict(staleness=np.int32(0), worker=np.int32(0), delay=np.float32(0),
-                     update=np.bool_(True))
+_SERVER_EXTRAS = dict(staleness=np.int32(0), worker=np.int32(0), delay=np.float32(0),
+                      update=np.bool_(True))
+SUMS = "sum_elements"  # The name of a jitted function that may sum over what is split.
 
 
-def check_elementwise(tx: Any, params: Any) -> None:
+def check_elementwise(tx: Any, params: Any, rows: Optional[dict[str, int]] = None,
+                      extras: Optional[dict[str, Any]] = None) -> None:
     """Raises unless ``tx`` treats every parameter by itself.
 
     The update is traced, and every operation on what is split with the parameters must be
-    elementwise, or pick a row of a state that has one for each worker. Traced again on shards of
-    several sizes it must be the same program: no number, mask or noise may follow the shape.
+    elementwise, or pick a row of a state that has one for each worker, or reduce over such rows.
+    Traced again on shards of several sizes it must be the same program: no number, mask or noise
+    may follow the shape.
 
     Args:
-      tx: the server's transformation.
+      tx: the transformation.
       params: tree of arrays or shapes.
+      rows: extra arguments that are trees like ``params`` with so many rows before; by default
+        those of the server.
+      extras: other extra arguments, arrays or functions; by default those of the server.
 
     Raises:
       ValueError: naming the first operation that mixes elements or follows the shape.
     """
 
+    if rows is None:
+        rows, extras = {"stale_params": 0}, _SERVER_EXTRAS
+    arrays = {name: x for name, x in extras.items() if not callable(x)}
+    functions = {name: x for name, x in extras.items() if callable(x)}
+
     def trace(shapes):
-        def update(grads, state, params, stale_params, extra):
-            return tx.update(grads, state, params, stale_params=stale_params, **extra)
+        def update(grads, state, params, trees, arrays):
+            return tx.update(grads, state, params, **trees, **arrays, **functions)
 
         state = jax.eval_shape(tx.init, shapes)
-        return state, jax.make_jaxpr(update)(shapes, state, shapes, shapes, _EXTRA_SHAPES).jaxpr
+        trees = {name: jax.tree.map(lambda p: jax.ShapeDtypeStruct(
+            (count,) * bool(count) + p.shape, p.dtype), shapes) for name, count in rows.items()}
+        return state, jax.make_jaxpr(update)(shapes, state, shapes, trees, arrays).jaxpr
 
     def resized(resize):
         return jax.tree.map(lambda p: jax.ShapeDtypeStruct(resize(p.shape), p.dtype), params)
@@ -59,7 +74,10 @@ def check_elementwise(tx: Any, params: Any) -> None:
     split_state = [
         _WHOLE if a.shape == b.shape else _ROWS if a.shape[0] == b.shape[0] else _SPLIT
         for a, b in zip(*map(jax.tree.leaves, (state, longer)))]
-    marks = split + split_state + split + split + [_WHOLE] * len(_EXTRA_SHAPES)
+    marks = split + split_state + split
+    for name in sorted(rows):  # As JAX orders a dictionary.
+        marks += [m + bool(rows[name] and m) for m in split]
+    marks += [_WHOLE] * len(jax.tree.leaves(arrays))
     culprit, _ = _first_mixing(jaxpr, marks)
     if culprit:
         raise ValueError(
@@ -78,6 +96,8 @@ def _signature(jaxpr):
     """Returns the operations and numbers of a jaxpr, without shapes."""
     out = []
     for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "broadcast_in_dim":
+            continue  # Left out where a shard has one element.
         numbers = tuple(str(v.val) for v in eqn.invars if isinstance(v, core.Literal))
         numbers += tuple(eqn.params["shape"]) if eqn.primitive.name == "iota" else ()
         inner = [_signature(getattr(j, "jaxpr", j)) for j, _ in _bodies(eqn)]
@@ -99,7 +119,9 @@ def _first_mixing(jaxpr, marks):
         if name.startswith(("random_", "threefry", "rng_", "shuffle")) and any(
                 v.aval.ndim for v in eqn.outvars):
             return name, outs
-        if out != _WHOLE:
+        if out != _WHOLE and name == "jit" and eqn.params["name"] == SUMS:
+            outs = [_WHOLE] * len(eqn.outvars)
+        elif out != _WHOLE:
             bodies = _bodies(eqn)
             if bodies:
                 outs = [_WHOLE] * len(eqn.outvars)
@@ -108,13 +130,33 @@ def _first_mixing(jaxpr, marks):
                     if culprit:
                         return culprit, outs
                     outs = list(map(max, outs, body_outs))
-            elif name in _ROW_READS and ins[0] == _ROWS and _keeps_last_axis(eqn):
-                outs = [_SPLIT]
-            elif not (name in _ELEMENTWISE or (
-                    name in _ROW_WRITES and ins[0] == _ROWS and _keeps_last_axis(eqn))):
-                return name, outs
+            else:
+                result = _result(eqn, ins, out)
+                if result is None:
+                    return name, outs
+                outs = [result] * len(eqn.outvars)
         marks.update(zip(eqn.outvars, outs))
     return None, [mark(v) for v in jaxpr.outvars]
+
+
+def _result(eqn, ins, out):
+    """Returns the mark of what an operation on split arrays gives, or None if it mixes."""
+    name, params = eqn.primitive.name, eqn.params
+    shorter = eqn.outvars[0].aval.ndim - eqn.invars[0].aval.ndim
+    row_axes = ins[0] - _SPLIT
+    if name in _ROW_READS:
+        return ins[0] + shorter if row_axes > 0 and _keeps_last_axis(eqn) else None
+    if name in _ROW_WRITES:
+        return out if row_axes > 0 and _keeps_last_axis(eqn) else None
+    if name in _ROW_REDUCTIONS:
+        return ins[0] + shorter if max(params["axes"], default=0) < row_axes else None
+    if name == "broadcast_in_dim":
+        new = set(range(eqn.outvars[0].aval.ndim)) - set(params["broadcast_dimensions"])
+        # New axes among the rows, or before everything.
+        return out + shorter if all(axis < row_axes + shorter for axis in new) else out
+    if name == "squeeze":
+        return out + shorter if max(params["dimensions"], default=0) < row_axes else out
+    return out if name in _ELEMENTWISE else None
 
 
 def _bodies(eqn):

@@ -1,13 +1,22 @@
 """The function for notebooks: a trace, a loss and an optimizer in, parameters out."""
 
+from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from asgd.cluster.trace import Trace
+from asgd.emulation import elementwise, inputs, ring
 from asgd.emulation.debug import DebugEmulator
-from asgd.emulation.driver import Emulator
+from asgd.emulation.driver import Driver
+from asgd.emulation.feed import Feed
+from asgd.emulation.keys import keys_as_data
+from asgd.emulation.server import ParameterServer
+from asgd.emulation.spmd import Spmd
+from asgd.emulation.waves import plan_waves
 
 
 class EmulationResult(NamedTuple):
@@ -22,6 +31,59 @@ class EmulationResult(NamedTuple):
     params: Any
     losses: np.ndarray
     model_state: Any
+
+
+class Emulator(Driver):
+    """Executes a trace piece by piece; :func:`asgd.emulate` runs it in one go.
+
+    Arguments are those of :func:`asgd.emulate`, and:
+
+    Args:
+      cuts: event numbers at which :meth:`run` will start or stop.
+    """
+
+    def __init__(self, loss_fn: Callable[..., Any], tx: optax.GradientTransformation, params: Any,
+                 trace: Trace, batches: Any, *, num_devices: int = 1, backend: str = "shard_map",
+                 worker_tx: Optional[optax.GradientTransformation] = None,
+                 layout: str = "sharded", waves_per_call: Optional[int] = None, seed: int = 0,
+                 model_state: Any = None, model_state_decay: float = 0.9,
+                 snapshot_dtype: Any = None, events_per_device: int = 1,
+                 cuts: Sequence[int] = ()):
+        inputs.check_arguments(tx, worker_tx, model_state_decay, snapshot_dtype,
+                               num_devices=num_devices, waves_per_call=waves_per_call,
+                               events_per_device=events_per_device)
+        if not isinstance(trace, Trace):
+            raise ValueError(f"trace must be an asgd.Trace, got {type(trace).__name__}")
+        spmd = Spmd(num_devices, backend)
+        place = ring.layout(layout, num_devices)
+        params = jax.tree.map(jnp.asarray, params)
+        model_state = jax.tree.map(jnp.asarray, model_state)
+        feed = Feed(batches, len(trace), spmd)
+        loss = inputs.uniform_loss(loss_fn, model_state is not None)
+        if len(trace):
+            inputs.check_loss(loss, params, model_state, feed.row)
+        tx = keys_as_data(tx, params)
+        worker_tx = keys_as_data(worker_tx or optax.identity(), params)
+        if layout == "sharded":
+            elementwise.check_elementwise(tx, params)
+        if (trace.applied & ~trace.updates).any():
+            elementwise.check_waits_for_update(tx, params)
+        worker_state = worker_tx.init(params)
+        plan = plan_waves(trace, num_devices * events_per_device, cuts,
+                          distinct_workers=bool(jax.tree.leaves(worker_state)))
+        server = ParameterServer(tx, worker_tx, place, trace, plan, jax.eval_shape(lambda: params),
+                                 model_state_decay, snapshot_dtype)
+        super().__init__(server, loss, plan, feed, spmd, place, (params, worker_state), model_state,
+                         waves_per_call=waves_per_call, seed=seed,
+                         events_per_device=events_per_device)
+
+    def params(self, state: Any) -> Any:
+        """Returns the server's parameters as the tree that came in."""
+        return ring.to_whole(jax.device_get(state.params), self._whole[0])
+
+    def model_state(self, state: Any) -> Any:
+        """Returns the server's running statistics as the tree that came in."""
+        return jax.device_get(state.model_state)
 
 
 def make_emulator(loss_fn, tx, params, trace, batches, *, backend="shard_map", **options):

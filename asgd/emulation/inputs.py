@@ -32,14 +32,12 @@ def check_losses(losses: np.ndarray, start: int, trace: Trace) -> None:
         raise NonFiniteLossError(int(start + bad[0]), float(losses[bad[0]]), trace)
 
 
-def check_arguments(tx, worker_tx, trace, model_state_decay, snapshot_dtype, **counts) -> None:
+def check_arguments(tx, worker_tx, model_state_decay, snapshot_dtype=None, **counts) -> None:
     """Raises ValueError for an argument of :func:`asgd.emulate` of the wrong kind or size."""
     for name, value in (("tx", tx), ("worker_tx", worker_tx)):
         if not (hasattr(value, "init") and hasattr(value, "update")
                 or name == "worker_tx" and value is None):
             raise ValueError(f"{name} must be an Optax transformation, got {value!r}")
-    if not isinstance(trace, Trace):
-        raise ValueError(f"trace must be an asgd.Trace, got {type(trace).__name__}")
     for name, value in counts.items():
         if value is None and name == "waves_per_call":
             continue

@@ -96,8 +96,8 @@ def one_rounding(fn: Callable[..., Any], zero: Any = None) -> Callable[..., Any]
 
     Equal terms are computed once, and a division by a scalar, or by what is repeated along an
     axis, is a multiplication by its reciprocal. With ``zero``, of two products that are added or
-    subtracted the first one is rounded before, as is a product that is used more than once: zero
-    is added to it, which makes it a sum of its own.
+    subtracted the first one is rounded before, as is a product that is used more than once, or of
+    which a sum is taken: zero is added to it, which makes it a sum of its own.
 
     Args:
       fn: a function of arrays.
@@ -132,6 +132,8 @@ class _OneRounding:
             rounded = self._round_products(eqn, inputs)
             if rounded is not None:
                 return eqn.primitive.bind(*rounded, **eqn.params),
+        if name == "reduce_sum" and id(inputs[0]) in self._products and self._zero is not None:
+            return eqn.primitive.bind(self._rounded(inputs[0]), **eqn.params),
         if name == "div" and (fixed := self._divide(*inputs)) is not None:
             outputs = [fixed]
         else:
@@ -168,8 +170,10 @@ class _OneRounding:
             several[order.index(min(order))] = True
         if not any(several):
             return None
-        zero = lax.convert_element_type(self._zero, dtype)
-        return [x + zero if s else x for x, s in zip(inputs, several)]
+        return [self._rounded(x) if s else x for x, s in zip(inputs, several)]
+
+    def _rounded(self, product):
+        return product + lax.convert_element_type(self._zero, product.dtype)
 
     def _divide(self, numerator, divisor):
         small, spread = self._broadcasts.get(id(divisor), (divisor, None))

@@ -37,10 +37,21 @@ def repeat(tree: Any, num_rows: int) -> Any:
 
 
 class Replicated:
-    """Every device holds whole trees; with one device nothing is exchanged at all."""
+    """Every device holds whole trees; with one device nothing is exchanged at all.
 
-    def __init__(self, num_devices: int):
+    Args:
+      num_devices: D.
+      multiple: what the size of a part is a multiple of, where there are several.
+
+    Attributes:
+      num_parts: into how many parts a leaf is split.
+    """
+
+    num_parts = 1
+
+    def __init__(self, num_devices: int, multiple: int = 1):
         self.num_devices = num_devices
+        self._multiple = multiple
 
     def placed(self, fn: Callable[..., Any], *whole: Any) -> tuple[Any, Any]:
         """Tells how what ``fn`` makes of devices' parts of the trees ``whole`` is placed.
@@ -88,16 +99,22 @@ class Sharded(Replicated):
     loop over short rows unlike one over a long one.
     """
 
+    @property
+    def num_parts(self) -> int:
+        return self.num_devices
+
     def part(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of a device's part of a leaf."""
         if not shape:
             return ()
-        return (1,) * (len(shape) - 1) + (-(-math.prod(shape) // self.num_devices),)
+        multiple = self._multiple if self.num_devices > 1 else 1
+        size = -(-math.prod(shape) // (self.num_devices * multiple)) * multiple
+        return (1,) * (len(shape) - 1) + (size,)
 
     def placed(self, fn: Callable[..., Any], *whole: Any) -> tuple[Any, Any]:
         def shapes(more):
-            return jax.eval_shape(fn, *jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(_longer(self.part(x.shape), more), x.dtype), whole))
+            return jax.eval_shape(fn, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+                _longer(self.part(np.shape(x)), more), jnp.result_type(x)), whole))
 
         # What grows with the parts is split over the devices, along its last axis.
         specs = jax.tree.map(lambda a, b: WHOLE if a.shape == b.shape else split_axis(a.ndim - 1),
@@ -142,6 +159,16 @@ class Sharded(Replicated):
         return jax.tree.unflatten(treedef, [
             jnp.concatenate([g.reshape((-1,) + self.part(x.shape[1:])) for g in next(got)])
             if x.ndim > 1 else next(scalars) for x in leaves])
+
+
+LAYOUTS = {"sharded": Sharded, "replicated": Replicated}
+
+
+def layout(name: str, num_devices: int, multiple: int = 1) -> Replicated:
+    """Returns the layout of that name."""
+    if name not in LAYOUTS:
+        raise ValueError(f"layout {name!r} is unknown; the layouts are {', '.join(LAYOUTS)}")
+    return LAYOUTS[name](num_devices, multiple)
 
 
 def to_parts(tree: Any, like: Any) -> Any:

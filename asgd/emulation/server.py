@@ -1,6 +1,6 @@
 """Topology 1: a parameter server (papers A, C and E)."""
 
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ from jax import lax
 from asgd.cluster.trace import Trace
 from asgd.emulation import ring
 from asgd.emulation.fixed_state import fixed_state
+from asgd.emulation.inputs import check_losses
 from asgd.emulation.waves import Plan
+from asgd.emulation.workers import Workers
 
 
 class ServerState(NamedTuple):
@@ -45,21 +47,7 @@ class Event(NamedTuple):
     write_slot: Any
 
 
-def describe_events(trace: Trace, plan: Plan, events: np.ndarray) -> Event:
-    """Returns what the program needs to know of events, in NumPy arrays like ``events``."""
-    return Event(
-        number=events.astype(np.uint32),
-        worker=trace.worker[events],
-        staleness=(trace.version - trace.read_version)[events].astype(np.int32),
-        delay=(trace.finish_time - trace.start_time)[events].astype(np.float32),
-        update=trace.updates[events],
-        applied=trace.applied[events],
-        read_slot=plan.read_slot[events],
-        write_slot=plan.write_slot[events],
-    )
-
-
-class ParameterServer:
+class ParameterServer(Workers):
     """Applies gradients in the order of the trace.
 
     Args:
@@ -77,18 +65,15 @@ class ParameterServer:
 
     def __init__(self, tx, worker_tx, layout, trace: Trace, plan: Plan, params,
                  model_state_decay: float, snapshot_dtype: Any = None):
+        super().__init__(worker_tx, layout, params)
         self.tx = tx
-        self.worker_tx = worker_tx
-        self._layout = layout
+        self._trace = trace
         self._plan = plan
-        self._num_workers = trace.num_workers
-        self._params = params
         self._decay = model_state_decay
         self._snapshot_dtype = snapshot_dtype
         self._all_update = bool(trace.updates[trace.applied].all())
         self._all_applied = bool(trace.applied.all())
         self._all_written = bool((plan.write_slot >= 0).all())
-        self._worker_state = jax.eval_shape(self.worker_tx.init, params)
         self._fixed = fixed_state(self.tx, params) if self._all_update else None
 
     def init(self, params: Any, worker_state: Any, model_state: Any) -> ServerState:
@@ -97,29 +82,31 @@ class ParameterServer:
             params=params,
             snapshots=ring.repeat(keep_as(self._snapshot_dtype, params), self._plan.num_slots),
             opt_state=jax.tree.map(_strong, self.tx.init(params)),
-            worker_state=ring.repeat(worker_state, self._num_workers),
+            worker_state=ring.repeat(worker_state, self._trace.num_workers),
             model_state=model_state,
         )
 
-    def views(self, state: ServerState, wave: Event) -> Callable[[jax.Array], Any]:
-        """Returns a function from j to what this device's event j is computed on.
+    def describe(self, events: np.ndarray) -> Event:
+        """Returns what the program needs to know of events, in NumPy arrays like ``events``."""
+        trace, plan = self._trace, self._plan
+        return Event(
+            number=events.astype(np.uint32),
+            worker=trace.worker[events],
+            staleness=(trace.version - trace.read_version)[events].astype(np.int32),
+            delay=(trace.finish_time - trace.start_time)[events].astype(np.float32),
+            update=trace.updates[events],
+            applied=trace.applied[events],
+            read_slot=plan.read_slot[events],
+            write_slot=plan.write_slot[events],
+        )
 
-        That is a pair: the snapshot, and the worker's own state.
-        """
-        snapshots = self._layout.fetch(state.snapshots, wave.read_slot, self._params)
-        if not jax.tree.leaves(self._worker_state):
-            return lambda j: (self._used(snapshots(j)), self._worker_state)
-        worker_states = self._layout.fetch(state.worker_state, wave.worker, self._worker_state)
-        return lambda j: (self._used(snapshots(j)), worker_states(j))
+    def observe(self, state: ServerState) -> tuple[()]:
+        """Nothing: losses say it all."""
+        return ()
 
-    def on_worker(self, gradient: Any, view: Any, worker: jax.Array) -> Any:
-        """Returns what the worker sends: its transformed gradient, and its new state."""
-        params, worker_state = view
-        return self.worker_tx.update(gradient, worker_state, params, worker=worker)
-
-    def collect(self, sent: Any, statistics: Any) -> Any:
-        """Brings what the workers sent to where it is applied: trees with a leading axis [W]."""
-        return self._layout.collect(sent), self._layout.gather(statistics)
+    def check(self, losses: np.ndarray, start: int) -> None:
+        """Raises :class:`NonFiniteLossError` for the first bad loss of an applied gradient."""
+        check_losses(losses, start, self._trace)
 
     def apply(self, state: ServerState, arrived: Any, event: Event) -> ServerState:
         """Applies one event: a gradient, the worker's new state, and its batch statistics."""
@@ -146,19 +133,18 @@ class ParameterServer:
         opt_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype),
                                  opt_state, state.opt_state)
         opt_state = self._where_fixed(lambda old, _: old, state.opt_state, opt_state)
+
+        def write(_, snapshots):
+            return ring.write(snapshots, event.write_slot, keep_as(self._snapshot_dtype, params))
+
         if self._all_written:
-            snapshots = ring.write(state.snapshots, event.write_slot, keep_as(self._snapshot_dtype, params))
+            snapshots = write(0, state.snapshots)
         else:
             snapshots = lax.fori_loop(
-                0, (event.write_slot >= 0).astype(int),
-                lambda _, r: ring.write(r, event.write_slot, keep_as(self._snapshot_dtype, params)),
-                state.snapshots)
+                0, (event.write_slot >= 0).astype(int), write, state.snapshots)
         model_state = jax.tree.map(lambda s, b: self._decay * s + (1 - self._decay) * b,
                                    state.model_state, statistics)
         return ServerState(params, snapshots, opt_state, worker_state, model_state)
-
-    def _used(self, snapshot):
-        return jax.tree.map(lambda x, like: x.astype(like.dtype), snapshot, self._params)
 
     def _where_fixed(self, fn, fixed_leaves, other_leaves):
         if self._fixed is None:

@@ -14,24 +14,16 @@ from asgd.cluster.trace import Trace
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """How a trace of T events is executed.
+class Waves:
+    """Which events run side by side.
 
     Attributes:
       width: most events a wave may have.
       first: int64 [W + 1]; wave w has the events ``first[w] .. first[w + 1] - 1``.
-      read_slot: int32 [T], the slot of the snapshot that the event's gradient is computed on.
-      write_slot: int32 [T], the slot that the version made by the event goes to; a free one where
-        nobody reads it, as skipping costs more than writing; -1 where the event makes no
-        version, or nobody reads it and no slot is free.
-      num_slots: slots in all, the largest number of snapshots alive at once.
     """
 
     width: int
     first: np.ndarray
-    read_slot: np.ndarray
-    write_slot: np.ndarray
-    num_slots: int
 
     @property
     def num_waves(self) -> int:
@@ -41,6 +33,23 @@ class Plan:
     def utilization(self) -> float:
         """Events over places, ``T / (W * width)``, in (0, 1]."""
         return float(self.first[-1]) / max(1, self.num_waves * self.width)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(Waves):
+    """How a trace of T events is executed.
+
+    Attributes:
+      read_slot: int32 [T], the slot of the snapshot that the event's gradient is computed on.
+      write_slot: int32 [T], the slot that the version made by the event goes to; a free one where
+        nobody reads it, as skipping costs more than writing; -1 where the event makes no
+        version, or nobody reads it and no slot is free.
+      num_slots: slots in all, the largest number of snapshots alive at once.
+    """
+
+    read_slot: np.ndarray
+    write_slot: np.ndarray
+    num_slots: int
 
 
 def plan_waves(trace: Trace, width: int, cuts: Sequence[int] = (),

@@ -1,6 +1,6 @@
 """Makes a run's trace, task and transformations from its config."""
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,29 +8,17 @@ import optax
 
 from asgd import transforms
 from asgd.cluster import Trace, protocols, simulate, timing
-from asgd.training.validation import ConfigError, check_trace, protocol_of
+from asgd.training.runs import GossipRun, ServerRun
+from asgd.training.validation import (
+    GOSSIP_ALGORITHMS,
+    ConfigError,
+    check_trace,
+    protocol_of,
+)
 from asgd.workloads import datasets, models, sampling, task as task_lib
 
 
-class Run(NamedTuple):
-    """What a config describes.
-
-    Attributes:
-      task: data set, model and loss.
-      sampler: which samples each event uses.
-      trace: what happens.
-      tx: the server's transformation.
-      worker_tx: the workers' own, or None.
-    """
-
-    task: task_lib.Task
-    sampler: sampling.EventSampler
-    trace: Trace
-    tx: optax.GradientTransformationExtraArgs
-    worker_tx: Optional[optax.GradientTransformation]
-
-
-def build(config: Any) -> Run:
+def build(config: Any) -> ServerRun | GossipRun:
     """Builds a run; see the fields in ``configs/default.py``.
 
     Raises:
@@ -39,22 +27,25 @@ def build(config: Any) -> Run:
     dataset = datasets.load(config.dataset.name, config.dataset.data_dir or None)
     options = {"hidden": tuple(config.model.hidden)} if config.model.name == "mlp" else {}
     model = models.create(config.model.name, dataset.num_classes, **options)
+    worker_tx = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else None
+    task = task_lib.make_task(dataset, model, augment=config.dataset.augment)
+    if config.algorithm in GOSSIP_ALGORITHMS:
+        from asgd.training import build_gossip  # Imports networkx.
+
+        return build_gossip.build(config, task, worker_tx)
     try:
         sampler = sampling.EventSampler(
             len(dataset.train["label"]), config.batch_size, config.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     trace = make_trace(config, sampler.num_examples)
-    worker_tx = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else None
-    return Run(task_lib.make_task(dataset, model, augment=config.dataset.augment), sampler, trace,
-               make_tx(config, trace, sampler.num_examples), worker_tx)
+    return ServerRun(task, sampler, trace, make_tx(config, trace, sampler.num_examples), worker_tx,
+                     config.batch_size)
 
 
 def make_trace(config: Any, num_examples: int) -> Trace:
     """Loads the trace at ``trace_path``, or simulates the cluster."""
-    wanted = config.num_gradients
-    if wanted is None and config.num_epochs is not None:
-        wanted = int(np.ceil(config.num_epochs * num_examples / config.batch_size))
+    wanted = num_gradients(config, num_examples)
     if config.trace_path:
         read = Trace.from_csv if config.trace_path.endswith(".csv") else Trace.load
         try:
@@ -84,6 +75,13 @@ def make_trace(config: Any, num_examples: int) -> Trace:
         raise ConfigError(f"cluster: {error}") from None
 
 
+def num_gradients(config: Any, num_examples: int) -> Optional[int]:
+    """Returns how many gradients a config asks for, or None."""
+    if config.num_gradients is None and config.num_epochs is not None:
+        return int(np.ceil(config.num_epochs * num_examples / config.batch_size))
+    return config.num_gradients
+
+
 def updates_at(trace: Trace, epochs: float, num_examples: int, batch_size: int) -> int:
     """Returns how many updates the server has made after so many passes of applied samples.
 
@@ -99,7 +97,10 @@ def updates_at(trace: Trace, epochs: float, num_examples: int, batch_size: int) 
 
 def make_tx(config: Any, trace: Trace, num_examples: int):
     """Builds the algorithm: per gradient, average until the update, then SGD."""
-    rate = make_schedule(config, trace, num_examples)
+    def updates(epochs):
+        return updates_at(trace, epochs, num_examples, config.batch_size)
+
+    rate = make_schedule(config, updates, trace.num_updates)
     options = dict(momentum=config.momentum or None, nesterov=config.nesterov,
                    weight_decay=config.weight_decay)
     if config.algorithm == "staleness_aware":
@@ -110,7 +111,7 @@ def make_tx(config: Any, trace: Trace, num_examples: int):
         strength = default if given.strength is None else given.strength
         if given.factor != 1:
             strength = optax.piecewise_constant_schedule(
-                strength, _drops(config, trace, num_examples, given.factor))
+                strength, _drops(config, updates, given.factor))
         if config.algorithm == "dc_asgd_c":
             return transforms.dc_asgd_c(rate, strength, **options)
         workers = trace.num_workers if given.per_worker else None
@@ -119,17 +120,24 @@ def make_tx(config: Any, trace: Trace, num_examples: int):
     return transforms.staleness_aware_sgd(rate, rule="constant", **options)
 
 
-def make_schedule(config: Any, trace: Trace, num_examples: int) -> optax.ScalarOrSchedule:
-    """Builds the learning rate over server updates; epochs are passes of applied samples."""
+def make_schedule(config: Any, updates_at: Callable[[float], int],
+                  num_updates: int) -> optax.ScalarOrSchedule:
+    """Builds the learning rate over updates.
+
+    Args:
+      config: with ``learning_rate``, ``schedule`` and what belongs to it.
+      updates_at: function from epochs, passes of applied samples, to updates made by then.
+      num_updates: updates of the run.
+    """
     rate = config.learning_rate
     if config.schedule == "step":
         schedule = optax.piecewise_constant_schedule(
-            rate, _drops(config, trace, num_examples, config.schedule_factor))
+            rate, _drops(config, updates_at, config.schedule_factor))
     elif config.schedule == "cosine":
-        schedule = optax.cosine_decay_schedule(rate, max(1, trace.num_updates))
+        schedule = optax.cosine_decay_schedule(rate, max(1, num_updates))
     else:
         schedule = rate
-    warmup = updates_at(trace, config.warmup_epochs, num_examples, config.batch_size)
+    warmup = updates_at(config.warmup_epochs)
     if not warmup:
         return schedule
 
@@ -140,9 +148,9 @@ def make_schedule(config: Any, trace: Trace, num_examples: int) -> optax.ScalarO
     return warmed
 
 
-def _drops(config, trace, num_examples, factor):
+def _drops(config, updates_at, factor):
     drops = {}
     for epoch in config.schedule_epochs:
-        update = updates_at(trace, epoch, num_examples, config.batch_size)
+        update = updates_at(epoch)
         drops[update] = drops.get(update, 1.0) * factor
     return drops

@@ -14,16 +14,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from asgd.emulation import make_emulator
-from asgd.training.build import Run, build
+from asgd.training.build import build
 from asgd.training.checkpoints import Checkpoints
 from asgd.training.metrics import MetricsWriter
-from asgd.training.validation import (
-    ConfigError,
-    check_same_trace,
-    check_unchanged,
-    validate,
-)
+from asgd.training.runs import GossipRun, ServerRun
+from asgd.training.validation import ConfigError, check_unchanged, validate
 
 log = logging.getLogger("asgd")
 
@@ -47,32 +42,21 @@ def use_compilation_cache() -> None:
 class Cuts:
     """The events at which a run stops for a moment, and why."""
 
-    def __init__(self, config: Any, run: Run):
-        total = len(run.trace)
-        epoch = run.sampler.num_examples / config.batch_size
-        passes = np.cumsum(run.trace.applied) / epoch
+    def __init__(self, config: Any, run: ServerRun | GossipRun):
+        total, passes = run.num_events, run.passes
         if passes[-1] / config.evaluate_every_epochs > total:
             raise ConfigError("evaluate_every_epochs must be at least one gradient, "
-                              f"{1 / epoch:g}, got {config.evaluate_every_epochs}")
+                              f"{passes[-1] / total:g}, got {config.evaluate_every_epochs}")
+
+        def whole(events):
+            return set((-(-np.asarray(events, int) // run.unit) * run.unit).tolist())
+
         marks = np.arange(1, int(passes[-1] / config.evaluate_every_epochs) + 1)
         events = np.searchsorted(passes, marks * config.evaluate_every_epochs) + 1
-        self.evaluations = set(np.minimum(events, total).tolist()) | {total}
-        self.checkpoints = set(range(0, total, config.checkpoint.every_gradients)) | {total}
-        every = set(range(0, total, config.log_every))
+        self.evaluations = whole(np.minimum(events, total)) | {total}
+        self.checkpoints = whole(range(0, total, config.checkpoint.every_gradients)) | {total}
+        every = whole(range(0, total, config.log_every))
         self.all = sorted((every | self.evaluations | self.checkpoints) - {0})
-
-
-def summarize(run: Run, batch_size: int, start: int, stop: int, losses: np.ndarray):
-    """Returns the metrics of the events ``start .. stop - 1``."""
-    trace, applied = run.trace, run.trace.applied[start:stop]
-    staleness = trace.staleness[start:stop][applied]
-    return {
-        "updates": int(trace.version[stop - 1]) + int(trace.updates[stop - 1]),
-        "virtual_time": float(trace.finish_time[stop - 1]),
-        "epoch": int(trace.applied[:stop].sum()) * batch_size / run.sampler.num_examples,
-        "loss": float(np.mean(losses, dtype=np.float64)),
-        "staleness_mean": float(staleness.mean()) if staleness.size else None,
-    }
 
 
 def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
@@ -80,8 +64,8 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 
     Args:
       config: the fields of ``configs/default.py``.
-      workdir: where ``config.json``, ``trace.npz``, ``metrics.jsonl``, TensorBoard events and
-        ``checkpoints/`` go.
+      workdir: where ``config.json``, ``trace.npz`` (or ``schedule.npz``), ``metrics.jsonl``,
+        TensorBoard events and ``checkpoints/`` go.
 
     Returns:
       The run's last line: ``eval_accuracy``, ``eval_loss``, ``gradients``, ``updates``,
@@ -95,31 +79,23 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     if (workdir / "config.json").exists():
         check_unchanged(config, workdir / "config.json")
     run = build(config)
-    check_same_trace(run.trace, workdir / "trace.npz")
+    run.check_record(workdir / run.record)
     cuts = Cuts(config, run)
     params, model_state = run.task.init(config.seed)
-    options = config.emulation
     try:
-        emulator = make_emulator(
-            run.task.loss_fn, run.tx, params, run.trace, run.task.batches(run.sampler),
-            num_devices=options.num_devices, backend=options.backend, layout=options.layout,
-            waves_per_call=options.waves_per_call or None, worker_tx=run.worker_tx,
-            snapshot_dtype=options.snapshot_dtype or None,
-            events_per_device=options.events_per_device,
-            seed=config.seed, model_state=model_state,
-            model_state_decay=config.model_state_decay, cuts=cuts.all)
+        emulator = run.emulator(params, model_state, config, cuts.all)
     except ValueError as error:
         raise ConfigError(f"emulation: {error}") from error
 
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json.tmp").write_text(config.to_json(indent=2) + "\n")
     os.replace(workdir / "config.json.tmp", workdir / "config.json")
-    run.trace.save(workdir / "trace.npz")
+    run.save_record(workdir / run.record)
     log.info("Parameters\n%s", parameter_overview.get_parameter_overview(params))
-    log.info("Trace\n%s", run.trace)
+    log.info("%s", run)
 
     # The plain Python reference is for stepping through, not for runs to come back to.
-    checkpoints = (None if options.backend == "debug"
+    checkpoints = (None if config.emulation.backend == "debug"
                    else Checkpoints(workdir, config.checkpoint.keep))
     found = checkpoints and checkpoints.latest()
     if found:
@@ -132,21 +108,20 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     writer = MetricsWriter(workdir, start, progress["metrics_bytes"])
 
     seconds, evaluation = progress["seconds"], progress["evaluation"]
-    bar = tqdm(total=len(run.trace), initial=start, unit="gradient", file=sys.stderr,
+    bar = tqdm(total=run.num_events, initial=start, unit="gradient", file=sys.stderr,
                dynamic_ncols=True, smoothing=0.1)
     try:
         for stop in (cut for cut in cuts.all if cut > start):
             began = time.perf_counter()
             state, losses = emulator.run(state, start, stop)
             seconds += time.perf_counter() - began
-            metrics = summarize(run, config.batch_size, start, stop, losses)
+            metrics = run.summary(start, stop, losses)
             if stop in cuts.evaluations:
-                evaluation = run.task.evaluate(emulator.params(state), emulator.model_state(state))
+                evaluation = run.evaluate(emulator, state)
                 metrics |= evaluation
                 if not np.isfinite(evaluation["eval_loss"]):
                     raise FloatingPointError(
-                        f"eval_loss is {evaluation['eval_loss']} after event {stop - 1} (worker "
-                        f"{run.trace.worker[stop - 1]}, staleness {run.trace.staleness[stop - 1]})")
+                        f"eval_loss is {evaluation['eval_loss']} after {run.where(stop - 1)}")
             writer.write(stop, metrics)
             bar.set_postfix_str(_postfix(metrics, evaluation, stop, seconds), refresh=False)
             bar.update(stop - start)
@@ -161,13 +136,11 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         if checkpoints:
             checkpoints.close()
 
-    total = len(run.trace)
     return {
         **evaluation,
-        "gradients": total,
-        "updates": run.trace.num_updates,
-        "virtual_time": float(run.trace.finish_time[-1]),
-        "gradients_per_second": round(total / seconds, 1),
+        "gradients": run.num_events,
+        **run.totals,
+        "gradients_per_second": round(run.num_events / seconds, 1),
         "workdir": str(workdir),
         "params_digest": params_digest(emulator.params(state)),
     }

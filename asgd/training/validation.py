@@ -19,6 +19,7 @@ ALGORITHMS = {
     "dc_asgd_c": ("asynchronous", "softsync"),
     "dc_asgd_a": ("asynchronous", "softsync"),
 }
+GOSSIP_ALGORITHMS = ("dsgd", "p_asgd", "c_asgd", "pc_asgd", "pc_asgd_pv", "ad_psgd")
 PROTOCOLS = ("asynchronous", "softsync", "hardsync")
 
 
@@ -37,7 +38,7 @@ def protocol_of(config: Any) -> str:
 
 def validate(config: Any) -> None:
     """Raises ConfigError for the first field that is wrong or does not fit another."""
-    _one_of(config, "algorithm", ALGORITHMS)
+    _one_of(config, "algorithm", (*ALGORITHMS, *GOSSIP_ALGORITHMS))
     _one_of(config, "dataset.name", datasets.NAMES)
     _one_of(config, "model.name", models.NAMES)
     _one_of(config, "schedule", ("constant", "cosine", "step"))
@@ -76,8 +77,12 @@ def validate(config: Any) -> None:
     if config.nesterov and not config.momentum:
         raise ConfigError("nesterov=True and momentum=0 do not fit: Nesterov's needs a momentum")
     _lengths(config)
-    _combinations(config)
+    if config.algorithm in GOSSIP_ALGORITHMS:
+        _gossip(config)
+    else:
+        _combinations(config)
     _rule(config)
+    _devices(config)
 
 
 def _lengths(config):
@@ -116,10 +121,36 @@ def _combinations(config):
     if len(cluster.slowdown) > cluster.num_workers > 1:
         raise ConfigError(f"cluster.slowdown has {len(cluster.slowdown)} factors, but "
                           f"cluster.num_workers={cluster.num_workers}")
+
+
+def _devices(config):
     if config.emulation.backend in ("jit", "debug") and config.emulation.num_devices != 1:
         raise ConfigError(f"emulation.backend={config.emulation.backend!r} and "
                           f"emulation.num_devices={config.emulation.num_devices} do not fit: "
                           "that backend runs on one device")
+
+
+def _gossip(config):
+    _one_of(config, "gossip.graph",
+            ("two_cliques", "ring", "torus", "complete", "star", "erdos_renyi"))
+    _one_of(config, "gossip.mixing", ("metropolis", "uniform"))
+    _one_of(config, "gossip.split", ("random", "label"))
+    _one_of(config, "gossip.criterion", ("paper", "descent"))
+    for name, least in (("gossip.num_agents", 2), ("gossip.delay", 0)):
+        _number(config, name, least=least, below=2**15)
+    for name in ("gossip.theta", "gossip.delayed_fraction", "gossip.delay_probability",
+                 "gossip.edge_probability"):
+        _number(config, name, least=0, most=1)
+    _number(config, "gossip.strength")
+    _number(config, "gossip.warmup_epochs", least=0)
+    if config.num_epochs is None and config.num_gradients is None:
+        raise ConfigError("num_epochs or num_gradients must be set")
+    fixed = {"emulation.backend": ("debug",), "emulation.snapshot_dtype": ("bfloat16", "float16"),
+             "emulation.events_per_device": range(2, 2**31)}
+    for name, refused in fixed.items():
+        if _get(config, name) in refused:
+            raise ConfigError(f"{name}={_get(config, name)!r} and algorithm={config.algorithm!r} do "
+                              "not fit: it is for algorithms with a server")
 
 
 def _rule(config):
@@ -163,13 +194,6 @@ def check_unchanged(config: Any, path: Any) -> None:
         raise ConfigError(f"workdir holds a run with another config ({was}): choose a new workdir")
 
 
-def check_same_trace(trace: Trace, path: Any) -> None:
-    """Raises ConfigError when the run at ``path`` (its trace.npz) followed another trace."""
-    if path.exists() and Trace.load(path) != trace:
-        raise ConfigError("workdir holds a run of another trace than trace_path has now: choose a "
-                          "new workdir")
-
-
 def _flat(tree, prefix=""):
     out = {}
     for name, value in tree.items():
@@ -192,11 +216,12 @@ def _one_of(config, name, allowed):
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {_get(config, name)!r}")
 
 
-def _number(config, name, least=-math.inf, above=-math.inf, below=math.inf):
+def _number(config, name, least=-math.inf, above=-math.inf, below=math.inf, most=math.inf):
     value = _get(config, name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
-            math.isfinite(value) and least <= value and above < value < below):
+            math.isfinite(value) and least <= value <= most and above < value < below):
         bounds = [f"at least {least:g}"] * (least > -math.inf)
         bounds += [f"above {above:g}"] * (above > -math.inf)
         bounds += [f"below {below:g}"] * (below < math.inf)
+        bounds += [f"at most {most:g}"] * (most < math.inf)
         raise ConfigError(f"{name} must be a number {' and '.join(bounds)}, got {value!r}")

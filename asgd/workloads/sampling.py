@@ -9,8 +9,11 @@ are grouped, or on where a run was resumed.
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
+
+_SPLIT = 2**31  # No pass has this number.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +80,64 @@ class EventSampler:
         return rows
 
 
-# Events in flight straddle two passes at most, unless a batch is a large part of the data.
-@functools.lru_cache(maxsize=8)
+@dataclasses.dataclass(frozen=True, eq=False)
+class AgentSampler:
+    """Sample indices of decentralised training, in which every agent has data of its own.
+
+    The training set is split into N parts that differ by at most one sample. Event t * N + i, agent
+    i's in round t, uses the samples of event t of an `EventSampler` over part i.
+
+    Args:
+        num_examples: Number of training samples.
+        batch_size: Samples per gradient; at most the size of a part.
+        num_agents: N.
+        seed: 0 to 2**32 - 1.
+        labels: Integers [num_examples], to give an agent samples of neighbouring labels only; by
+            default parts are drawn at random.
+
+    Raises:
+        ValueError: If a field is out of range.
+
+    Example:
+        >>> sampler = AgentSampler(num_examples=6, batch_size=3, num_agents=2)
+        >>> sorted(sampler.indices(np.arange(2)).ravel().tolist())
+        [0, 1, 2, 3, 4, 5]
+    """
+
+    num_examples: int
+    batch_size: int
+    num_agents: int
+    seed: int = 0
+    labels: Any = None
+
+    def __post_init__(self):
+        _check_range("num_agents", self.num_agents, 1, self.num_examples)
+        _check_range("batch_size", self.batch_size, 1, self.num_examples // self.num_agents,
+                     "an agent's part of the samples, as no batch may hold a sample twice")
+        self._parts  # So that a bad seed is refused here.
+
+    @functools.cached_property
+    def _parts(self):
+        order = _permutation(self.num_examples, self.seed, _SPLIT)
+        if self.labels is not None:
+            order = order[np.argsort(np.asarray(self.labels)[order], kind="stable")]
+        seeds = np.random.SeedSequence([self.seed, _SPLIT]).generate_state(self.num_agents)
+        return [(part, EventSampler(len(part), self.batch_size, int(seed)))
+                for part, seed in zip(np.array_split(order, self.num_agents), seeds)]
+
+    def indices(self, events) -> np.ndarray:
+        """Computes the samples of some events; see `EventSampler.indices`."""
+        events = np.asarray(events)
+        rows = np.empty((len(events), self.batch_size), np.int32)
+        for agent, (part, sampler) in enumerate(self._parts):
+            here = events % self.num_agents == agent
+            rows[here] = part[sampler.indices(events[here] // self.num_agents)]
+        return rows
+
+
+# Events in flight straddle two passes at most, unless a batch is a large part of the data; there
+# may be many agents.
+@functools.lru_cache(maxsize=128)
 def _permutation(num_examples, seed, number):
     generator = np.random.default_rng(np.random.SeedSequence([seed, number]))
     order = generator.permutation(num_examples).astype(np.int32)

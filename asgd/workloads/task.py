@@ -13,7 +13,7 @@ import optax
 from asgd.emulation import IndexedBatches
 from asgd.workloads.augmentation import pad_crop_flip
 from asgd.workloads.datasets import Dataset
-from asgd.workloads.sampling import EventSampler
+from asgd.workloads.sampling import AgentSampler, EventSampler
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class Task:
             correct += int(sums["correct"])
         return {"eval_loss": loss / total, "eval_accuracy": correct / total}
 
-    def batches(self, sampler: EventSampler) -> IndexedBatches:
+    def batches(self, sampler: EventSampler | AgentSampler) -> IndexedBatches:
         """Makes the training batches of gradient events.
 
         Args:

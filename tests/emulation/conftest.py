@@ -1,4 +1,4 @@
-"""Loads the reference server that several tests compare with."""
+"""Loads the references that several tests compare with."""
 
 import importlib.util
 import pathlib
@@ -6,10 +6,19 @@ import pathlib
 import pytest
 
 
-@pytest.fixture(scope="session")
-def numpy_server():
-    path = pathlib.Path(__file__).parent / "numpy_server.py"
-    spec = importlib.util.spec_from_file_location("numpy_server", path)
+def _load(name):
+    path = pathlib.Path(__file__).parent / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def numpy_server():
+    return _load("numpy_server")
+
+
+@pytest.fixture(scope="session")
+def numpy_gossip():
+    return _load("numpy_gossip")

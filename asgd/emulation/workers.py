@@ -1,0 +1,52 @@
+"""The workers' side of a topology: what they compute on, and what they send."""
+
+from typing import Any, Callable
+
+import jax
+import optax
+
+from asgd.emulation import ring
+
+
+class Workers:
+    """Base of the topologies.
+
+    Their states have ``snapshots``, a ring of parameters, and ``worker_state``, a ring
+    [num_workers]; their events have ``number``, ``worker`` and ``read_slot``, the row of
+    ``snapshots`` that a gradient is computed on.
+
+    Args:
+      worker_tx: the workers' transformation, on whole gradients.
+      layout: where trees live, from :mod:`asgd.emulation.ring`.
+      params: shapes of the parameters.
+    """
+
+    def __init__(self, worker_tx: optax.GradientTransformationExtraArgs,
+                 layout: ring.Replicated, params: Any):
+        self.worker_tx = worker_tx
+        self._layout = layout
+        self._params = params
+        self._worker_state = jax.eval_shape(worker_tx.init, params)
+
+    def views(self, state: Any, wave: Any) -> Callable[[jax.Array], Any]:
+        """Returns a function from j to what this device's event j is computed on.
+
+        That is a pair: the snapshot, and the worker's own state.
+        """
+        snapshots = self._layout.fetch(state.snapshots, wave.read_slot, self._params)
+        if not jax.tree.leaves(self._worker_state):
+            return lambda j: (self._used(snapshots(j)), self._worker_state)
+        worker_states = self._layout.fetch(state.worker_state, wave.worker, self._worker_state)
+        return lambda j: (self._used(snapshots(j)), worker_states(j))
+
+    def on_worker(self, gradient: Any, view: Any, event: Any) -> Any:
+        """Returns what the worker sends: its transformed gradient, and its new state."""
+        params, worker_state = view
+        return self.worker_tx.update(gradient, worker_state, params, worker=event.worker)
+
+    def collect(self, sent: Any, statistics: Any) -> Any:
+        """Brings what the workers sent to where it is applied: trees with a leading axis [W]."""
+        return self._layout.collect(sent), self._layout.gather(statistics)
+
+    def _used(self, snapshot):
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), snapshot, self._params)

@@ -1,0 +1,115 @@
+"""Makes a decentralised run's schedule, data and transformations from its config."""
+
+import pathlib
+from typing import Any, Optional
+
+import numpy as np
+import optax
+
+from asgd.cluster import graphs, schedules
+from asgd.emulation.decentralized import THETA, make_gossip_tx
+from asgd.training import build as build_server
+from asgd.training.runs import GossipRun
+from asgd.training.validation import ConfigError
+from asgd.workloads import sampling, task as task_lib
+
+
+def build(config: Any, task: task_lib.Task,
+          worker_tx: Optional[optax.GradientTransformation]) -> GossipRun:
+    """Builds a run; see the fields under ``gossip`` in ``configs/default.py``.
+
+    Raises:
+      ConfigError: naming the field that does not fit the graph or the data.
+    """
+    labels = task.dataset.train["label"]
+    wanted = build_server.num_gradients(config, len(labels))
+    graph = make_graph(config)
+    schedule = make_schedule(config, graph, -(-wanted // graph.num_agents))
+    num_agents = schedule.graph.num_agents
+    num_rounds = -(-wanted // num_agents)
+    if schedule.num_rounds is not None and schedule.num_rounds < num_rounds:
+        raise ConfigError(f"trace_path={config.trace_path!r} has {schedule.num_rounds} rounds, but "
+                          f"the run has {num_rounds}")
+    try:
+        sampler = sampling.AgentSampler(
+            len(labels), config.batch_size, num_agents, config.seed,
+            labels if config.gossip.split == "label" else None)
+    except ValueError as error:
+        raise ConfigError(f"gossip: {error}") from None
+    return GossipRun(task, sampler, schedule, num_rounds, make_tx(config, len(labels), num_agents,
+                     num_rounds), worker_tx, config.batch_size)
+
+
+def make_graph(config: Any) -> graphs.Graph:
+    """Builds the graph, with the delays of its unreliable edges."""
+    fields = config.gossip
+    agents, options = fields.num_agents, dict(mixing=fields.mixing)
+    try:
+        if fields.graph == "two_cliques":
+            return graphs.two_cliques(agents, fields.delay, **options)
+        make = {
+            "ring": lambda **o: graphs.ring(agents, **o),
+            "torus": lambda **o: graphs.torus(*_near_square(agents), **o),
+            "complete": lambda **o: graphs.complete(agents, **o),
+            "star": lambda **o: graphs.star(agents, **o),
+            "erdos_renyi": lambda **o: graphs.erdos_renyi(
+                agents, fields.edge_probability, config.seed, **o),
+        }[fields.graph]
+        delays = _some_edges(make().adjacency, fields.delayed_fraction, config.seed) * fields.delay
+        return make(delays=delays, **options)
+    except ValueError as error:
+        raise ConfigError(f"gossip: {error}") from None
+
+
+def make_schedule(config: Any, graph: graphs.Graph, num_rounds: int) -> schedules.GossipSchedule:
+    """Loads the schedule at ``trace_path``, or makes one for the graph."""
+    fields, path = config.gossip, config.trace_path
+    if path:
+        try:
+            if pathlib.Path(path).suffix != ".csv":
+                return schedules.GossipSchedule.load(path)
+            schedule = schedules.from_csv(graph, path, num_rounds)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"trace_path: {error}") from None
+    elif fields.random_delays:
+        schedule = schedules.random_delays(
+            graph, num_rounds, config.seed, probability=fields.delay_probability)
+    else:
+        schedule = schedules.constant(graph)
+    if config.algorithm == "ad_psgd":
+        schedule = schedules.random_matchings(schedule, num_rounds, config.seed)
+    return schedule
+
+
+def make_tx(config: Any, num_examples: int, num_agents: int, num_rounds: int):
+    """Builds what agents do each round; an update is a round."""
+    def rounds(epochs):
+        return round(epochs * num_examples / (config.batch_size * num_agents))
+
+    rate = build_server.make_schedule(config, rounds, num_rounds)
+    inner = optax.sgd(rate, config.momentum or None, config.nesterov)
+    if config.weight_decay:
+        inner = optax.chain(optax.add_decayed_weights(config.weight_decay), inner)
+    fields, options = config.gossip, {}
+    if config.algorithm in THETA:
+        options = dict(learning_rate=rate, strength=fields.strength, all_steps=fields.all_steps,
+                       per_tensor=fields.per_tensor, warmup_rounds=rounds(fields.warmup_epochs))
+        if config.algorithm == "pc_asgd":
+            options["theta"] = fields.theta
+        if config.algorithm == "pc_asgd_pv":
+            options["theta"] = fields.criterion
+    return make_gossip_tx(inner, config.algorithm, **options)
+
+
+def _near_square(number):
+    rows = max(r for r in range(1, int(number ** 0.5) + 1) if number % r == 0)
+    return rows, number // rows
+
+
+def _some_edges(adjacency, fraction, seed):
+    """Returns a symmetric matrix with a one for the edges drawn."""
+    edges = np.argwhere(np.triu(adjacency))
+    drawn = edges[np.random.default_rng(seed).permutation(len(edges))[:round(fraction * len(edges))]]
+    out = np.zeros(adjacency.shape, np.int64)
+    out[drawn[:, 0], drawn[:, 1]] = out[drawn[:, 1], drawn[:, 0]] = 1
+    return out

@@ -1,0 +1,203 @@
+"""What the training loop needs to know of a run: with a server, or decentralised."""
+
+import dataclasses
+from typing import Any, Optional
+
+import jax
+import numpy as np
+import optax
+
+from asgd.cluster import Trace
+from asgd.emulation import make_emulator
+from asgd.training.validation import ConfigError
+from asgd.workloads import sampling, task as task_lib
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ServerRun:
+    """Asynchronous SGD with a parameter server.
+
+    Attributes:
+      task: data set, model and loss.
+      sampler: which samples each event uses.
+      trace: what happens; saved as ``trace.npz``.
+      tx: the server's transformation.
+      worker_tx: what workers do to whole gradients, or None.
+      batch_size: samples of an event.
+    """
+
+    task: task_lib.Task
+    sampler: sampling.EventSampler
+    trace: Trace
+    tx: optax.GradientTransformation
+    worker_tx: Optional[optax.GradientTransformation]
+    batch_size: int
+
+    record = "trace.npz"
+    unit = 1  # Runs stop after multiples of so many events.
+
+    @property
+    def num_events(self) -> int:
+        return len(self.trace)
+
+    @property
+    def passes(self) -> np.ndarray:
+        """float64 [T], passes over the training set after each event, of applied samples."""
+        return np.cumsum(self.trace.applied) * (self.batch_size / self.sampler.num_examples)
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        return {"updates": self.trace.num_updates,
+                "virtual_time": float(self.trace.finish_time[-1])}
+
+    def check_record(self, path: Any) -> None:
+        """Raises ConfigError when a run at ``path`` followed another trace."""
+        if path.exists() and Trace.load(path) != self.trace:
+            raise ConfigError("workdir holds a run of another trace than trace_path has now: choose "
+                              "a new workdir")
+
+    def save_record(self, path: Any) -> None:
+        self.trace.save(path)
+
+    def __str__(self):
+        return f"Trace\n{self.trace}"
+
+    def emulator(self, params: Any, model_state: Any, config: Any, cuts: list[int]) -> Any:
+        """Returns what executes the run."""
+        options = config.emulation
+        return make_emulator(
+            self.task.loss_fn, self.tx, params, self.trace, self.task.batches(self.sampler),
+            num_devices=options.num_devices, backend=options.backend, layout=options.layout,
+            waves_per_call=options.waves_per_call or None, worker_tx=self.worker_tx,
+            snapshot_dtype=options.snapshot_dtype or None,
+            events_per_device=options.events_per_device,
+            seed=config.seed, model_state=model_state,
+            model_state_decay=config.model_state_decay, cuts=cuts)
+
+    def where(self, event: int) -> str:
+        """Returns an event in words."""
+        return (f"event {event} (worker {self.trace.worker[event]}, staleness "
+                f"{self.trace.staleness[event]})")
+
+    def summary(self, start: int, stop: int, losses: np.ndarray) -> dict[str, Any]:
+        """Returns the metrics of the events ``start .. stop - 1``."""
+        trace, applied = self.trace, self.trace.applied[start:stop]
+        staleness = trace.staleness[start:stop][applied]
+        return {
+            "updates": int(trace.version[stop - 1]) + int(trace.updates[stop - 1]),
+            "virtual_time": float(trace.finish_time[stop - 1]),
+            "epoch": int(trace.applied[:stop].sum()) * self.batch_size / self.sampler.num_examples,
+            "loss": float(np.mean(losses, dtype=np.float64)),
+            "staleness_mean": float(staleness.mean()) if staleness.size else None,
+        }
+
+    def evaluate(self, emulator: Any, state: Any) -> dict[str, Any]:
+        """Returns the metrics of the server's parameters."""
+        return self.task.evaluate(emulator.params(state), emulator.model_state(state))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GossipRun:
+    """Decentralised training; attributes as for `ServerRun`, and:
+
+    Attributes:
+      schedule: who mixes what; saved as ``schedule.npz``.
+      num_rounds: rounds. Virtual time counts them too.
+      tx: the agents' transformation.
+    """
+
+    task: task_lib.Task
+    sampler: sampling.AgentSampler
+    schedule: Any
+    num_rounds: int
+    tx: optax.GradientTransformation
+    worker_tx: Optional[optax.GradientTransformation]
+    batch_size: int
+
+    record = "schedule.npz"
+
+    @property
+    def unit(self) -> int:
+        return self.schedule.graph.num_agents
+
+    @property
+    def num_events(self) -> int:
+        return self.num_rounds * self.unit
+
+    @property
+    def passes(self) -> np.ndarray:
+        return np.arange(1, self.num_events + 1) * (self.batch_size / self.sampler.num_examples)
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        return {"updates": self.num_rounds, "virtual_time": float(self.num_rounds)}
+
+    def check_record(self, path: Any) -> None:
+        """Raises ConfigError when a run at ``path`` followed another schedule."""
+        if path.exists() and type(self.schedule).load(path) != self.schedule:
+            raise ConfigError("workdir holds a run of another schedule than trace_path has now: "
+                              "choose a new workdir")
+
+    def save_record(self, path: Any) -> None:
+        self.schedule.save(path)
+
+    def __str__(self):
+        return f"Schedule\n{self.schedule}"
+
+    def emulator(self, params: Any, model_state: Any, config: Any, cuts: list[int]) -> Any:
+        """Returns what executes the run; it can stop after any round."""
+        from asgd.emulation.decentralized import GossipEmulator  # Imports networkx.
+
+        options = config.emulation
+        return GossipEmulator(
+            self.task.loss_fn, self.tx, params, self.schedule, self.num_rounds,
+            self.task.batches(self.sampler), num_devices=options.num_devices,
+            backend=options.backend, layout=options.layout,
+            waves_per_call=options.waves_per_call or None, worker_tx=self.worker_tx,
+            seed=config.seed, model_state=model_state, model_state_decay=config.model_state_decay)
+
+    def where(self, event: int) -> str:
+        """Returns an event in words."""
+        return f"event {event} (round {event // self.unit}, agent {event % self.unit})"
+
+    def summary(self, start: int, stop: int, losses: np.ndarray) -> dict[str, Any]:
+        """Returns the metrics of the events ``start .. stop - 1``, whole rounds.
+
+        Raises:
+          FloatingPointError: naming the first loss that is not finite.
+        """
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            raise FloatingPointError(f"loss is {losses[bad[0]]} at {self.where(start + bad[0])}")
+        rounds, agents = np.divmod(np.arange(start, stop), self.unit)
+        received = self.schedule.received(rounds, agents)
+        others = (received.mixing > 0) & (received.agents != agents[:, None])
+        delays = np.minimum(received.delays, rounds[:, None])[others]
+        return {
+            "updates": stop // self.unit,
+            "virtual_time": float(stop // self.unit),
+            "epoch": stop * self.batch_size / self.sampler.num_examples,
+            "loss": float(np.mean(losses, dtype=np.float64)),
+            "staleness_mean": float(delays.mean()) if delays.size else None,
+        }
+
+    def evaluate(self, emulator: Any, state: Any) -> dict[str, Any]:
+        """Returns the metrics of the average of all agents, of every agent, and how they differ."""
+        from asgd.emulation.decentralized import average
+
+        agents, statistics = emulator.params(state), emulator.model_state(state)
+        mean = self.task.evaluate(average(agents), average(statistics))
+        each = [self.task.evaluate(*(_row(tree, i) for tree in (agents, statistics)))
+                for i in range(self.unit)]
+        accuracies = [one["eval_accuracy"] for one in each]
+        return {
+            **mean,
+            "eval_accuracy_agents": accuracies,
+            "eval_loss_agents": [one["eval_loss"] for one in each],
+            "eval_accuracy_worst": min(accuracies),
+            "consensus_distance": float(state.consensus_distance),
+        }
+
+
+def _row(tree, i):
+    return jax.tree.map(lambda x: x[i], tree)

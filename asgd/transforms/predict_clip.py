@@ -1,0 +1,218 @@
+"""Predicting and clipping stale neighbours: PC-ASGD (paper B)."""
+
+from typing import Any, Callable, NamedTuple, Optional, Union
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from asgd.transforms.consensus import weighted_sum
+
+CRITERIA = ("paper", "descent")
+
+
+class PredictClipState(NamedTuple):
+    """State of :func:`predict_clip`.
+
+    Attributes:
+      count: int32 scalar, rounds so far.
+      inner_state: state of the agent's own optimizer.
+      probe_state: state of the same optimizer for a single number that never moves, from which
+        the learning rate is read; None when the rate is given.
+    """
+
+    count: jax.Array
+    inner_state: Any
+    probe_state: Any
+
+
+def predict_clip(
+    inner: optax.GradientTransformation,
+    theta: Union[optax.ScalarOrSchedule, str] = 0.5,
+    *,
+    learning_rate: Optional[optax.ScalarOrSchedule] = None,
+    strength: float = 1.0,
+    all_steps: bool = True,
+    per_tensor: bool = False,
+    warmup_rounds: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Predicts where stale neighbours are now, leaves them out, or weighs between both (paper B).
+
+    Agent i mixes the parameters of its neighbours j, which are :math:`\tau_{ij}` rounds old. R are
+    the reliable ones (:math:`\tau = 0`, and i itself). With :math:`g_j` the neighbour's gradient at
+    the parameters it sent, and u the step of ``inner`` (:math:`-\eta g_i` for SGD),
+
+    .. math::
+      g^{dc,r}_j &= g_j + \lambda\, g_j \odot g_j \odot (x^i_{t-\tau+r} - x^i_{t-\tau}) \\
+      x_{pre} &= \sum_{j \in R} w_{ij}\, x^j_t + u
+        + \sum_{j \notin R} w_{ij} \Big( x^j_{t-\tau} - \eta \sum_{r=0}^{\tau-1} g^{dc,r}_j \Big) \\
+      x_{clip} &= \sum_{j \in R} \tilde w_{ij}\, x^j_t + u \\
+      x^i_{t+1} &= \theta\, x_{pre} + (1 - \theta)\, x_{clip}
+
+    The agent's own displacement stands for the neighbour's. This is a reconstruction: the paper's
+    abstract fixes the two steps and their combination, and the authors' code the use of the own
+    displacement; the number of gradients in the sum, :math:`\lambda` and the sign of the
+    condition below are not settled by what is public, so they are options here.
+
+    ``theta="paper"`` and ``"descent"`` are the practical variant: with
+    :math:`s(z) = \langle z - x^i_t, g_i \rangle / \lVert z - x^i_t \rVert`, theta is 1 where
+    :math:`s(x_{pre}) \ge s(x_{clip})` and 0 elsewhere (``"paper"``, the sign in the authors' code,
+    which prefers the candidate that descends *less*), or with :math:`\le` (``"descent"``).
+
+    Args:
+      inner: the agent's own optimizer; a momentum in it enters after mixing.
+      theta: a number from 0 (clip, C-ASGD) to 1 (predict, P-ASGD), a schedule over rounds, or
+        ``"paper"`` or ``"descent"``.
+      learning_rate: :math:`\eta` of the prediction, a number or a schedule over rounds. By
+        default what ``inner`` would make of a gradient of one in this round, which is the
+        learning rate of SGD, with or without momentum.
+      strength: :math:`\lambda`.
+      all_steps: whether the prediction sums :math:`\tau` compensated gradients, or takes one
+        (r = :math:`\tau`, the authors' code).
+      per_tensor: whether the practical variant decides for each tensor, or for the agent.
+      warmup_rounds: rounds of plain :func:`asgd.consensus` before.
+
+    Returns:
+      A transformation whose update takes
+
+      * ``neighbor_params``, ``neighbor_grads``: trees like ``params`` with a leading axis [K],
+        what was received; the first row is the agent's own;
+      * ``delays``: int32 [K], how old it is;
+      * ``mixing``, ``clipped``: floats [K], :math:`w_{ij}` and :math:`\tilde w_{ij}`;
+      * ``trajectory``: tree with a leading axis [H + 1], the agent's own parameters 0, 1, ..., H
+        rounds ago, H at least the longest delay;
+      * ``sum_elements``: for the practical variant, a function from a tree to a tree of the sums
+        over each leaf, by default ``jnp.sum``.
+
+    Raises:
+      ValueError: when an argument is out of its range.
+
+    References:
+      Wang, Jiang, Liu, Sarkar, Jiang, Lee, PC-ASGD (arXiv 2208.13154, paper B), reconstructed as
+      said above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import asgd
+      >>> tx = asgd.predict_clip(optax.sgd(0.1), theta=1.0)
+      >>> params = jnp.array([1.0])
+      >>> updates, _ = tx.update(
+      ...     jnp.array([2.0]), tx.init(params), params, delays=jnp.array([0, 1]),
+      ...     neighbor_params=jnp.array([[1.0], [3.0]]), neighbor_grads=jnp.array([[2.0], [4.0]]),
+      ...     mixing=jnp.array([0.5, 0.5]), clipped=jnp.array([1.0, 0.0]),
+      ...     trajectory=jnp.array([[1.0], [1.2]]))
+      >>> print((params + updates).round(4))  # 0.5 * 1.0 + 0.5 * (3.0 - 0.1 * 4.0) - 0.1 * 2.0
+      [1.6]
+    """
+    chooses = isinstance(theta, str)
+    if chooses and theta not in CRITERIA:
+        raise ValueError(f"predict_clip: theta must be a number, a schedule or one of "
+                         f"{', '.join(CRITERIA)}, got {theta!r}")
+    if not (chooses or callable(theta)) and not 0 <= theta <= 1:
+        raise ValueError(f"predict_clip: theta must be from 0 to 1, got {theta}")
+    if warmup_rounds < 0:
+        raise ValueError(f"predict_clip: warmup_rounds must be at least 0, got {warmup_rounds}")
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params):
+        state = inner.init(params)
+        try:
+            probe = inner.init(_probe(params)) if learning_rate is None else None
+        except Exception as error:
+            raise ValueError("predict_clip: learning_rate must be given, as inner does not take a "
+                             "single number") from error
+        return PredictClipState(jnp.zeros([], jnp.int32), state, probe)
+
+    def update_fn(updates, state, params=None, *, neighbor_params, neighbor_grads, delays, mixing,
+                  clipped, trajectory, sum_elements=None, **extra_args):
+        if params is None:
+            raise ValueError("predict_clip: update needs the current params")
+        steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        if learning_rate is None:
+            rate, probe_state = _rate(inner, state.probe_state, _probe(params), extra_args)
+        else:
+            probe_state = None
+            rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+
+        predicted = predict(neighbor_params, neighbor_grads, trajectory, delays, rate, strength,
+                            all_steps)
+        pre = weighted_sum(mixing, predicted)
+        clip = weighted_sum(clipped, neighbor_params)
+        if chooses:
+            moves = [jax.tree.map(lambda z, u, x: z + u - x, mixed, steps, params)
+                     for mixed in (pre, clip)]
+            weight = _choice(theta, *moves, updates, sum_elements, per_tensor)
+        else:
+            now = theta(state.count) if callable(theta) else theta
+            weight = jax.tree.map(lambda _: now, params)
+        mixed = jax.tree.map(_between, weight, pre, clip)
+        if warmup_rounds:
+            plain = weighted_sum(mixing, neighbor_params)
+            mixed = jax.tree.map(
+                lambda p, m: jnp.where(state.count < warmup_rounds, p, m), plain, mixed)
+        updates = jax.tree.map(lambda m, u, x: m + u - x, mixed, steps, params)
+        count = optax.safe_increment(state.count)
+        return updates, PredictClipState(count, inner_state, probe_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def predict(neighbor_params: Any, neighbor_grads: Any, trajectory: Any, delays: jax.Array,
+            learning_rate: Any, strength: float, all_steps: bool = True) -> Any:
+    r"""Predicts where neighbours are now; arguments as for :func:`predict_clip`.
+
+    Returns:
+      A tree like ``neighbor_params``: row k is :math:`x^k_{t-\tau} - \eta \sum_r g^{dc,r}_k`, and
+      :math:`x^k_t` itself where the delay is 0.
+    """
+    def leaf(x, g, path):
+        delay = _column(delays, x)
+        ages = jnp.arange(len(path)).reshape((1, -1) + (1,) * (x.ndim - 1))
+        # Own rounds t - tau + r: ages tau - 1 to 1 (r = 0 moves nothing), or only age 0.
+        counted = (ages > 0) & (ages < delay[:, None]) if all_steps else ages == 0
+        moved = jnp.where(counted, path[None] - path[delays][:, None], 0).sum(1)
+        steps = (delay if all_steps else jnp.minimum(delay, 1)).astype(x.dtype)
+        total = steps * g + strength * (g * g * moved)
+        return jnp.where(delay > 0, x - jnp.asarray(learning_rate, x.dtype) * total, x)
+
+    return jax.tree.map(leaf, neighbor_params, neighbor_grads, trajectory)
+
+
+def _column(values, like):
+    return values.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _choice(criterion, pre, clip, gradient, sum_elements, per_tensor):
+    """Returns the practical variant's theta for each leaf."""
+    sums: Callable[[Any], Any] = sum_elements or (lambda tree: jax.tree.map(jnp.sum, tree))
+
+    def score(move):
+        along = sums(jax.tree.map(jnp.multiply, move, gradient))
+        square = sums(jax.tree.map(jnp.square, move))
+        if not per_tensor:
+            along, square = (jax.tree.map(lambda _, t=t: sum(jax.tree.leaves(t)), t)
+                             for t in (along, square))
+        # A candidate that does not move at all has no direction, and scores 0.
+        return jax.tree.map(lambda a, s: jnp.where(s > 0, a / jnp.sqrt(jnp.where(s > 0, s, 1)), 0),
+                            along, square)
+
+    better = jnp.greater_equal if criterion == "paper" else jnp.less_equal
+    return jax.tree.map(lambda p, c: better(p, c).astype(p.dtype), score(pre), score(clip))
+
+
+def _between(weight, pre, clip):
+    weight = jnp.asarray(weight, pre.dtype)
+    # Exactly one of them at the ends, whatever the other is.
+    between = weight * pre + (1 - weight) * clip
+    return jnp.where(weight == 1, pre, jnp.where(weight == 0, clip, between))
+
+
+def _probe(params):
+    return jnp.zeros([], jnp.result_type(*jax.tree.leaves(params)))
+
+
+def _rate(inner, state, zero, extra_args):
+    """Returns what ``inner`` makes of a gradient of one now, negated, and its next state."""
+    step, _ = inner.update(jnp.ones_like(zero), state, zero, **extra_args)
+    _, state = inner.update(zero, state, zero, **extra_args)
+    return -step, state
