@@ -14,7 +14,8 @@ import sys
 
 from absl import app, flags
 
-FIGURES = ("overhead", "against", "floor", "feed", "convolutions", "waves", "memory", "growth", "simulation", "startup")
+FIGURES = ("overhead", "against", "floor", "profile", "feed", "convolutions", "waves", "memory",
+           "growth", "simulation", "startup")
 
 _FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Figures to measure.")
 _OUT = flags.DEFINE_string("out", "runs/benchmarks.json", "Where the results are written.")

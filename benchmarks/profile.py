@@ -1,0 +1,77 @@
+"""What a gradient of the MLP is spent on, from the profile of XLA's kernels.
+
+Microseconds a gradient, on one device: the gradient itself, reading the snapshot and the batch,
+writing into rings (on one core, as XLA does that), the worker's mean square, and the rest of the
+update. ``parts`` is their sum and ``total`` the wall time of the same run without the profiler, both
+of the fastest run.
+"""
+
+import collections
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import optax
+
+import asgd
+from benchmarks import workloads
+from benchmarks.setup import WORKERS, cluster_trace, emulation
+
+DEVICES = (1,)
+RATE = 0.001
+
+
+def rows(options: Any) -> Iterator[dict[str, Any]]:
+    """Measures the rows of the table."""
+    work = workloads.make("mlp", workloads.GRADIENTS["mlp"])
+    for name, tx in {
+            "asgd": asgd.average_until_update(optax.sgd(RATE)),
+            "asgd, momentum": asgd.average_until_update(optax.sgd(RATE, 0.9)),
+            "dc_asgd_a, momentum": asgd.dc_asgd_a(RATE, momentum=0.9, num_workers=WORKERS)}.items():
+        _, prepare = emulation(work, tx, cluster_trace(work.num_gradients))
+        prepare()()
+        seconds = []
+        for _ in range(options.repeats):
+            run = prepare()
+            began = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - began)
+        scale = 1e6 / work.num_gradients
+        fastest = min((profiled(prepare()) for _ in range(options.repeats)),
+                      key=lambda parts: sum(parts.values()))
+        parts = {k: round(v * scale) for k, v in fastest.items()}
+        yield {"update": name, **parts, "parts": sum(parts.values()),
+               "total": round(min(seconds) * scale)}
+
+
+def profiled(run: Any) -> dict[str, float]:
+    """Returns seconds by kind of kernel."""
+    from jax.profiler import ProfileData
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        file, = pathlib.Path(folder).rglob("*.xplane.pb")
+        lines = [line for plane in ProfileData.from_file(str(file)).planes
+                 for line in plane.lines if "Eigen" in line.name]
+        events = sorted((e.start_ns, -e.duration_ns, e.name) for line in lines for e in line.events)
+    totals = collections.Counter()
+    for _, duration, name in events:
+        if name.startswith("while"):
+            totals[name] -= duration
+    gradient = totals.most_common(1)[0][0]
+    out = dict.fromkeys(("gradient", "reads", "writes to rings", "mean square", "arithmetic"), 0.0)
+    busy_until = 0
+    for start, duration, name in events:
+        # What runs inside of a kernel that is counted.
+        if start < busy_until or "::" in name or name.startswith("while") and name != gradient:
+            continue
+        kind = ("gradient" if name == gradient else "mean square" if name.startswith("cond") else
+                "writes to rings" if "dynamic-update-slice" in name else
+                "reads" if "dynamic-slice" in name else "arithmetic")
+        out[kind] -= duration / 1e9
+        busy_until = start - duration
+    return out
