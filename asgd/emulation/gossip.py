@@ -17,6 +17,7 @@ from jax.extend import core
 from asgd.cluster.schedules import GossipSchedule
 from asgd.emulation import elementwise, ring
 from asgd.emulation.spmd import AXIS
+from asgd.emulation.sums import pairwise_sum
 from asgd.emulation.waves import Waves
 from asgd.emulation.workers import Workers
 
@@ -190,11 +191,11 @@ class Gossip(Workers):
         return (rounds % self._num_slots * self.num_agents + agents).astype(np.int32)
 
     def _sum(self, x, size):
-        flat = jnp.pad(x.ravel(), (0, -x.size % CHUNK)).reshape(-1, CHUNK)
-        chunks = lax.optimization_barrier(flat).sum(1)
+        x = lax.optimization_barrier(x)  # A product is rounded here, and not fused with the sum.
+        chunks = pairwise_sum(jnp.pad(x.ravel(), (0, -x.size % CHUNK)).reshape(-1, CHUNK), 1)
         if self._layout.num_parts > 1:
             chunks = lax.all_gather(chunks, AXIS, tiled=True)
-        return lax.optimization_barrier(chunks[: -(-size // CHUNK)]).sum()
+        return pairwise_sum(chunks[: -(-size // CHUNK)], 0)
 
     def _consensus_distance(self, snapshots, first):
         def squares(ring_):

@@ -15,6 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
+from asgd.emulation.sums import pairwise_sum
+
+# Beyond these, whether a product is fused with a sum depends on more than the two.
+_SEPARATE = frozenset(["broadcast_in_dim", "reshape", "squeeze", "slice", "pad", "concatenate",
+                       "optimization_barrier"])
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
@@ -96,8 +101,9 @@ def one_rounding(fn: Callable[..., Any], zero: Any = None) -> Callable[..., Any]
 
     Equal terms are computed once, and a division by a scalar, or by what is repeated along an
     axis, is a multiplication by its reciprocal. With ``zero``, of two products that are added or
-    subtracted the first one is rounded before, as is a product that is used more than once, or of
-    which a sum is taken: zero is added to it, which makes it a sum of its own.
+    subtracted the first one is rounded before, as is a product that is used more than once, that
+    is summed over an axis, changes its shape or passes a barrier: zero is added to it, which makes
+    it a sum of its own. Sums over axes other than the last are made of additions of slices.
 
     Args:
       fn: a function of arrays.
@@ -132,8 +138,11 @@ class _OneRounding:
             rounded = self._round_products(eqn, inputs)
             if rounded is not None:
                 return eqn.primitive.bind(*rounded, **eqn.params),
-        if name == "reduce_sum" and id(inputs[0]) in self._products and self._zero is not None:
-            return eqn.primitive.bind(self._rounded(inputs[0]), **eqn.params),
+        if self._zero is not None and name == "reduce_sum":
+            return [self._sum(eqn, *self._rounded(inputs))]
+        if self._zero is not None and name in _SEPARATE and any(map(self._is_product, inputs)):
+            out = eqn.primitive.bind(*self._rounded(inputs), **eqn.params)
+            return out if eqn.primitive.multiple_results else [out]
         if name == "div" and (fixed := self._divide(*inputs)) is not None:
             outputs = [fixed]
         else:
@@ -170,10 +179,24 @@ class _OneRounding:
             several[order.index(min(order))] = True
         if not any(several):
             return None
-        return [self._rounded(x) if s else x for x, s in zip(inputs, several)]
+        return [self._plus_zero(x) if s else x for x, s in zip(inputs, several)]
 
-    def _rounded(self, product):
+    def _rounded(self, inputs):
+        return [self._plus_zero(x) if self._is_product(x) else x for x in inputs]
+
+    def _is_product(self, x):
+        return id(x) in self._products and jnp.ndim(x) > 0
+
+    def _plus_zero(self, product):
         return product + lax.convert_element_type(self._zero, product.dtype)
+
+    def _sum(self, eqn, x):
+        axes = eqn.params["axes"]
+        if jnp.ndim(x) - 1 in axes or 0 in x.shape:  # Not over rows.
+            return eqn.primitive.bind(x, **eqn.params)
+        for axis in sorted(axes, reverse=True):
+            x = pairwise_sum(x, axis)
+        return x
 
     def _divide(self, numerator, divisor):
         small, spread = self._broadcasts.get(id(divisor), (divisor, None))

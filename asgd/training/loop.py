@@ -69,7 +69,8 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 
     Returns:
       The run's last line: ``eval_accuracy``, ``eval_loss``, ``gradients``, ``updates``,
-      ``virtual_time``, ``gradients_per_second``, ``workdir`` and ``params_digest``.
+      ``virtual_time``, ``gradients_per_second``, ``workdir`` and ``params_digest``; decentralised
+      also ``eval_accuracy_worst`` (of the agents) and ``consensus_distance``.
 
     Raises:
       ConfigError: for a field that cannot be used, before anything is written.
@@ -137,7 +138,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             checkpoints.close()
 
     return {
-        **evaluation,
+        **{name: value for name, value in evaluation.items() if not isinstance(value, list)},
         "gradients": run.num_events,
         **run.totals,
         "gradients_per_second": round(run.num_events / seconds, 1),

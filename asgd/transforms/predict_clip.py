@@ -208,7 +208,7 @@ def _between(weight, pre, clip):
 
 
 def _probe(params):
-    return jnp.zeros([], jnp.result_type(*jax.tree.leaves(params)))
+    return jnp.zeros([], jnp.result_type(*jax.tree.leaves(params) or [jnp.float32]))
 
 
 def _rate(inner, state, zero, extra_args):

@@ -173,8 +173,8 @@ def test_consensus_contracts_at_the_second_eigenvalue(x64, graph):
         distance, first * graph.contraction ** np.arange(1, T + 1), rtol=1e-9, atol=1e-14)
 
 
-TREE = {"kernel": jnp.asarray(RNG.normal(size=(WIDTH, 27)), jnp.float32),
-        "bias": jnp.zeros(27), "head": jnp.asarray(RNG.normal(size=(27, 3)), jnp.float32),
+TREE = {"kernel": jnp.asarray(RNG.normal(size=(WIDTH, 2027)), jnp.float32),
+        "bias": jnp.zeros(2027), "head": jnp.asarray(RNG.normal(size=(2027, 3)), jnp.float32),
         "scale": jnp.ones(())}
 
 

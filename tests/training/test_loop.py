@@ -185,12 +185,16 @@ def test_schedules(config, schedule, expected):
     config.schedule_factor = 0.5
     config.learning_rate = 2.0
     trace = asgd.simulate(protocols.asynchronous(), timing.exponential(1.0), 3, 40, 0)
-    rate = build.make_schedule(config, trace, num_examples=10 * config.batch_size)
+
+    def updates(epochs):  # 10 gradients an epoch.
+        return build.updates_at(trace, epochs, 10 * config.batch_size, config.batch_size)
+
+    rate = build.make_schedule(config, updates, trace.num_updates)
     rates = [float(rate(k)) if callable(rate) else rate for k in (0, 5, 10, 19, 35)]
     # Cosine and product round to float32, each value at most 2.
     np.testing.assert_allclose(rates, 2.0 * np.asarray(expected), rtol=0, atol=5e-7)
     config.warmup_epochs = 2.0
-    rate = build.make_schedule(config, trace, num_examples=10 * config.batch_size)
+    rate = build.make_schedule(config, updates, trace.num_updates)
     warm = np.minimum(1, (np.asarray([0, 5, 10, 19, 35]) + 1) / 20)
     np.testing.assert_allclose([float(rate(k)) for k in (0, 5, 10, 19, 35)],
                                2.0 * np.asarray(expected) * warm, rtol=0, atol=5e-7)

@@ -28,6 +28,12 @@ UNDER_TEST = {
     "dc_asgd_a": (
         asgd.dc_asgd_a, {"learning_rate": 0.1, "num_workers": 3, "nesterov": True,
                          "momentum": 0.5}, "learning_rate"),
+    "consensus": (lambda rate: asgd.consensus(optax.sgd(rate, 0.9)), {"rate": 0.1}, "rate"),
+    "predict_clip": (
+        lambda rate: asgd.predict_clip(optax.sgd(rate, 0.9), 0.3), {"rate": 0.1}, "rate"),
+    "predict_clip_chosen": (
+        lambda rate: asgd.predict_clip(optax.sgd(rate), "descent"),
+        {"rate": 0.1}, "rate"),
 }
 NAMES = sorted(UNDER_TEST)
 STATIC = ("rule", "decay", "eps", "num_workers", "momentum", "weight_decay", "nesterov",
@@ -57,7 +63,28 @@ def events(dtype):
         "worker": jnp.asarray([0, 1, 2, 1, 0], jnp.int32),
         "delay": jnp.asarray([0.5, 1, 2, 4, 8], jnp.float32),
         "update": jnp.asarray([False, True, False, True, True]),
+        "neighbor_params": rows(3, stacked, 30),
+        "neighbor_grads": rows(3, stacked, 60),
+        "trajectory": rows(4, stacked, 90),
+        "delays": jnp.asarray([[0, 2, 3], [0, 0, 1], [0, 1, 0], [0, 0, 0], [0, 3, 3]], jnp.int32),
+        "mixing": jnp.asarray([[0.5, 0.25, 0.25]] * EVENTS, jnp.float32),
+        "clipped": jnp.asarray([[0.75, 0, 0.25]] * EVENTS, jnp.float32),
     }
+
+
+TREES = {"stale_params": None, "neighbor_params": 3, "neighbor_grads": 3, "trajectory": 4}
+
+
+def rows(count, stacked, base):
+    """Trees with a leading axis of rows, after that of the events."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1),
+                        *[stacked(base + 10 * k) for k in range(count)])
+
+
+def trees_like(params):
+    """The extra arguments that are trees, made of other parameters."""
+    return {name: params if count is None else jax.tree.map(
+        lambda x: jnp.stack([x] * count), params) for name, count in TREES.items()}
 
 
 def row(stacked, event):
@@ -69,7 +96,7 @@ def run(tx, dtype, wrap=lambda f: f, strip=lambda t: t):
     step = wrap(lambda g, s, p, extra: tx.update(g, s, p, **extra))
     params = strip(tree(0, dtype))
     grads, extra = events(dtype)
-    grads, extra = strip(grads), {**extra, "stale_params": strip(extra["stale_params"])}
+    grads, extra = strip(grads), {**extra, **{name: strip(extra[name]) for name in TREES}}
     state, out = tx.init(params), []
     for event in range(EVENTS):
         updates, state = step(row(grads, event), state, params, row(extra, event))
@@ -133,7 +160,8 @@ def test_chains(name):
     assert_close(got, want)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One that decides for all tensors at once sees others when some are masked.
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "predict_clip_chosen"])
 def test_masked(name):
     mask = {"layer": {"kernel": True, "bias": False}, "rest": [True, {}], "none": None}
     masked = optax.masked(make(name), mask, mask_compatible_extra_args=True)
@@ -181,7 +209,7 @@ def test_mixed_dtypes_are_kept(name, x64):
     _, extra = events("float32")
     for event in range(EVENTS):
         updates, state = tx.update(
-            params, state, params, **{**row(extra, event), "stale_params": params})
+            params, state, params, **{**row(extra, event), **trees_like(params)})
         assert {k: u.dtype.name for k, u in updates.items()} == dtypes
 
 
@@ -190,7 +218,7 @@ def test_mixed_dtypes_are_kept(name, x64):
 def test_empty_trees(name, empty):
     tx = make(name)
     _, extra = events("float32")
-    extra = {**row(extra, 1), "stale_params": empty}
+    extra = {**row(extra, 1), **trees_like(empty)}
     updates, _ = tx.update(empty, tx.init(empty), empty, **extra)
     assert updates == empty
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asgd.workloads.sampling import EventSampler
+from asgd.workloads.sampling import AgentSampler, EventSampler
 
 SIZES = [(10, 3), (12, 4), (7, 7), (100, 1), (97, 32)]
 
@@ -83,3 +83,51 @@ def test_bad_fields_are_refused(arguments, message):
 def test_bad_events_are_refused(events, message):
     with pytest.raises(ValueError, match=message):
         EventSampler(10, 2, 0).indices(events)
+
+
+@pytest.mark.parametrize("num_examples, num_agents", [(20, 4), (23, 4), (9, 3)])
+def test_agents_share_the_samples_between_them(num_examples, num_agents):
+    batch_size = 3
+    sampler = AgentSampler(num_examples, batch_size, num_agents, seed=5)
+    rounds = 40
+    rows = sampler.indices(np.arange(rounds * num_agents)).reshape(rounds, num_agents, batch_size)
+    parts = [set(rows[:, i].ravel().tolist()) for i in range(num_agents)]
+    assert set.union(*parts) == set(range(num_examples))
+    assert sum(map(len, parts)) == num_examples  # No sample belongs to two.
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    for i, part in enumerate(parts):  # Each pass over a part uses every sample of it once.
+        first = rows[:, i].ravel()[: len(part)]
+        assert set(first.tolist()) == part
+    other = AgentSampler(num_examples, batch_size, num_agents, seed=6).indices(np.arange(8))
+    assert (other != sampler.indices(np.arange(8))).any()
+
+
+def test_agents_samples_depend_on_the_event_alone():
+    sampler = AgentSampler(50, 4, 5, seed=1)
+    together = sampler.indices(np.arange(100))
+    for event in (0, 7, 99):
+        np.testing.assert_array_equal(sampler.indices([event])[0], together[event])
+
+
+def test_samples_split_by_label():
+    labels = np.random.default_rng(0).integers(0, 4, 80)
+    sampler = AgentSampler(80, 5, 4, seed=0, labels=labels)
+    rows = sampler.indices(np.arange(4 * 20)).reshape(20, 4, 5)
+    means = [labels[rows[:, i]].mean() for i in range(4)]
+    assert means == sorted(means)
+    spans = [np.ptp(labels[rows[:, i]]) for i in range(4)]
+    assert max(spans) <= 2
+    # The first agent has the lowest labels there are.
+    lowest = np.sort(labels)[:20]
+    assert sorted(labels[np.unique(rows[:, 0])]) == lowest.tolist()
+
+
+@pytest.mark.parametrize("fields, words", [
+    (dict(num_agents=0), "num_agents must be an integer from 1 to 20"),
+    (dict(num_agents=21), "num_agents must be"),
+    (dict(batch_size=6), r"batch_size must be an integer from 1 to 5 \(an agent's part"),
+    (dict(seed=-1), "seed must be|expected non-negative"),
+])
+def test_bad_agent_samplers(fields, words):
+    with pytest.raises(ValueError, match=words):
+        AgentSampler(**{**dict(num_examples=20, batch_size=3, num_agents=4), **fields})
