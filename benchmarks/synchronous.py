@@ -10,17 +10,28 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
+from asgd.emulation.convolutions import canonical_convolutions
 from benchmarks.workloads import Workload
 
 DECAY = 0.9  # Of the running statistics, as the emulation's default.
 
 
-def one_device(work: Workload, tx: optax.GradientTransformation, scan: bool):
-    """Returns a function that prepares synchronous SGD, one jitted call a step or a scan."""
+def one_device(work: Workload, tx: optax.GradientTransformation, scan: bool = False,
+               unroll: int = 1, rewritten: bool = False):
+    """Returns a function that prepares synchronous SGD, one jitted call a step or a scan.
+
+    Args:
+      work: what is trained.
+      tx: the optimizer.
+      scan: whether all steps are one call.
+      unroll: steps in a turn of the scan.
+      rewritten: whether convolutions are rewritten, as the emulation does.
+    """
+    gradient = _gradient(work, rewritten)
 
     def step(carry, batch):
         params, opt_state, model_state = carry
-        loss, statistics, grads = _gradient(work, params, batch)
+        loss, statistics, grads = gradient(params, batch)
         updates, opt_state = tx.update(grads, opt_state, params)
         model_state = jax.tree.map(lambda s, b: DECAY * s + (1 - DECAY) * b,
                                    model_state, statistics)
@@ -29,7 +40,7 @@ def one_device(work: Workload, tx: optax.GradientTransformation, scan: bool):
     num_steps = len(jax.tree.leaves(work.batches)[0])
     if scan:
         batches = jax.tree.map(jnp.asarray, work.batches)
-        compiled = jax.jit(functools.partial(lax.scan, step), donate_argnums=0)
+        compiled = jax.jit(functools.partial(lax.scan, step, unroll=unroll), donate_argnums=0)
     else:
         batches = [jax.tree.map(lambda x: jnp.asarray(x[i]), work.batches)
                    for i in range(num_steps)]
@@ -38,12 +49,14 @@ def one_device(work: Workload, tx: optax.GradientTransformation, scan: bool):
     return _preparer(compiled, (work.params, tx.init(work.params), work.model_state), batches, scan)
 
 
-def sharded(work: Workload, tx: optax.GradientTransformation, num_devices: int, scan: bool):
-    """Returns a function that prepares synchronous SGD on several devices.
+def sharded(work: Workload, tx: optax.GradientTransformation, num_devices: int,
+            scan: bool = False, unroll: int = 1, rewritten: bool = False):
+    """Returns a function that prepares synchronous SGD on several devices, as `one_device`.
 
     Parameters and optimizer state are split over the devices: a step gathers the parameters,
     computes a gradient on every device, and scatters their mean, as ZeRO-2 does.
     """
+    gradient = _gradient(work, rewritten)
     mesh = Mesh(np.asarray(jax.devices()[:num_devices]), ("d",), axis_types=(AxisType.Auto,))
     flat, unravel = ravel_pytree(work.params)
     size = -(-flat.size // num_devices)
@@ -53,7 +66,7 @@ def sharded(work: Workload, tx: optax.GradientTransformation, num_devices: int, 
     def step(carry, batch):
         shard, opt_state, model_state = carry
         params = unravel(lax.all_gather(shard, "d", tiled=True)[: flat.size])
-        loss, statistics, grads = _gradient(work, params, jax.tree.map(lambda x: x[0], batch))
+        loss, statistics, grads = gradient(params, jax.tree.map(lambda x: x[0], batch))
         grads = jnp.pad(ravel_pytree(grads)[0], (0, num_devices * size - flat.size))
         grads = lax.psum_scatter(grads, "d", tiled=True) / num_devices
         updates, opt_state = tx.update(grads, opt_state, shard)
@@ -63,7 +76,7 @@ def sharded(work: Workload, tx: optax.GradientTransformation, num_devices: int, 
 
     opt_state = tx.init(jnp.asarray(padded))
     specs = (P("d"), jax.tree.map(lambda x: P("d") if x.ndim else P(), opt_state), P())
-    body = functools.partial(lax.scan, step) if scan else step
+    body = functools.partial(lax.scan, step, unroll=unroll) if scan else step
     batch_spec, loss_spec = (P(None, "d"), P(None)) if scan else (P("d"), P())
     compiled = jax.jit(jax.shard_map(
         body, mesh=mesh, in_specs=(specs, batch_spec), out_specs=(specs, loss_spec),
@@ -107,9 +120,14 @@ def _preparer(compiled, start, batches, scan, wait_every=None):
     return prepare
 
 
-def _gradient(work, params, batch):
-    if work.model_state is None:
-        loss, grads = jax.value_and_grad(work.loss)(params, batch)
-        return loss, None, grads
-    (loss, statistics), grads = jax.value_and_grad(work.loss, has_aux=True)(params, batch)
-    return loss, statistics, grads
+def _gradient(work, rewritten):
+    """Returns a function of (params, batch) to loss, batch statistics or None, and gradient."""
+    has_aux = work.model_state is not None
+    loss = canonical_convolutions(work.loss) if rewritten else work.loss
+    compute = jax.value_and_grad(loss, has_aux=has_aux)
+
+    def gradient(params, batch):
+        value, grads = compute(params, batch)
+        return (*value, grads) if has_aux else (value, None, grads)
+
+    return gradient
