@@ -43,9 +43,9 @@ class Received(NamedTuple):
 class GossipSchedule:
     r"""Who mixes what in which round, as data: saved, loaded and replayed like a trace.
 
-    In a round without delays an agent mixes with :math:`w_{ij}` and :math:`\tilde w_{ij} =
-    w_{ij}`. In others, :math:`\tilde W` is the graph's where the round's delayed edges are those
-    of the graph, and else W with the weights of delayed edges given to the agent itself.
+    An agent's :math:`\tilde w_{ij}` in a round are the graph's where the edges that are late are
+    those that are late in the graph, and else :math:`w_{ij}` with the weights of late edges given to
+    the agent itself.
 
     Attributes:
         graph: The graph; its own delays say which edges are unreliable and by how much at most.
@@ -96,6 +96,14 @@ class GossipSchedule:
     @property
     def max_delay(self) -> int:
         return int(self.delays.max())
+
+    def __str__(self):
+        late = self.delays > 0
+        rounds = "every round alike" if self.num_rounds is None else f"{self.num_rounds} rounds"
+        text = (f"{self.graph}\nschedule: {rounds}, {late.sum(axis=(1, 2)).mean():.4g} late "
+                f"directions a round, by {self.delays[late].mean() if late.any() else 0:.4g} rounds "
+                f"on average, {self.max_delay} at most")
+        return text if self.partners is None else f"{text}; everybody averages with one neighbour"
 
     def received(self, rounds: np.ndarray, agents: np.ndarray) -> Received:
         """Returns what agents mix.

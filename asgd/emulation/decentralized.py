@@ -68,6 +68,7 @@ class GossipEmulator(Driver):
         spmd = Spmd(num_devices, backend)
         place = ring.layout(layout, num_devices, CHUNK)
         agents = _agents(jax.tree.map(jnp.asarray, params), num_agents, params_per_agent)
+        inputs.check_params(agents[0], place.num_parts)
         model_state = jax.tree.map(jnp.asarray, model_state)
         feed = Feed(batches, num_rounds * num_agents, spmd)
         loss = inputs.uniform_loss(loss_fn, model_state is not None)

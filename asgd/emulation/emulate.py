@@ -57,6 +57,7 @@ class Emulator(Driver):
         spmd = Spmd(num_devices, backend)
         place = ring.layout(layout, num_devices)
         params = jax.tree.map(jnp.asarray, params)
+        inputs.check_params(params, place.num_parts)
         model_state = jax.tree.map(jnp.asarray, model_state)
         feed = Feed(batches, len(trace), spmd)
         loss = inputs.uniform_loss(loss_fn, model_state is not None)

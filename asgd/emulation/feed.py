@@ -5,6 +5,7 @@ import math
 from typing import Any, Callable, Optional
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from asgd.emulation import ring
@@ -36,6 +37,7 @@ class IndexedBatches:
     on_device: Optional[bool] = None
 
     def __post_init__(self):
+        object.__setattr__(self, "arrays", _on_host(self.arrays))
         sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(self.arrays)}
         if len(sizes) != 1 or () in sizes:
             raise ValueError("IndexedBatches: arrays must have one leading axis [N] in common, "
@@ -44,7 +46,7 @@ class IndexedBatches:
     def __call__(self, events: np.ndarray) -> Any:
         """Returns the rows of events, NumPy arrays with a leading axis [n]."""
         rows = self.indices(events)
-        return jax.tree.map(lambda x: np.asarray(x)[rows], self.arrays)
+        return jax.tree.map(lambda x: x[rows], self.arrays)
 
     @property
     def num_rows(self) -> int:
@@ -131,6 +133,7 @@ def checked(batches: Any, num_events: int) -> Callable[..., Any]:
     """
     if callable(batches):
         return batches
+    batches = _on_host(batches)
     _check(batches, num_events, "every leaf")
     if not jax.tree.leaves(batches):  # A loss without data.
         return lambda events: batches
@@ -148,7 +151,7 @@ def rows_of(batches: Callable[..., Any], start: int, stop: int) -> Any:
     Raises:
       ValueError: when the function of event numbers returns another number of rows.
     """
-    out = batches(np.arange(start, stop))
+    out = _on_host(batches(np.arange(start, stop)))
     _check(out, stop - start, "the rows returned")
     return out
 
@@ -156,6 +159,17 @@ def rows_of(batches: Callable[..., Any], start: int, stop: int) -> Any:
 def _flat_row(rows, place):
     return ring.read(jax.tree.map(
         lambda x: x.reshape(len(x), math.prod(x.shape[1:])), rows), place)
+
+
+def _on_host(tree):
+    """Returns NumPy arrays, as indexing others compiles a program for every length."""
+    def leaf(path, x):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            raise ValueError(f"batches: {jax.tree_util.keystr(path) or 'the array'} holds typed keys: "
+                             "pass jax.random.key_data of them, or use the loss's own key")
+        return np.asarray(x)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
 def _check(tree, count, what):

@@ -51,6 +51,14 @@ def check_arguments(tx, worker_tx, model_state_decay, snapshot_dtype=None, **cou
         raise ValueError(f"model_state_decay must be in [0, 1), got {model_state_decay}")
 
 
+def check_params(params: Any, num_parts: int) -> None:
+    """Raises ValueError for a leaf that cannot be split into parts, naming it."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if num_parts > 1 and not leaf.size:
+            raise ValueError(f"params: {jax.tree_util.keystr(path) or 'the array'} has no elements to "
+                             "split over devices: leave it out, or use layout='replicated'")
+
+
 def uniform_loss(loss_fn: Callable[..., Any], has_statistics: bool) -> Callable[..., Any]:
     """Returns ``loss(params, batch, key) -> (scalar, statistics or None)``.
 

@@ -61,7 +61,8 @@ class Spmd:
           fn: the function.
           in_specs: a tuple of tree prefixes of PartitionSpecs, one for each argument.
           out_specs: a tree prefix for the result. What is whole must be alike on all devices.
-          donate: arguments whose buffers are reused for the result.
+          donate: arguments whose buffers are reused for the result (not by pmap, which folds
+            them).
 
         Returns:
           The function of whole arrays.
@@ -88,14 +89,16 @@ class Spmd:
         def unfold(x, spec):  # [..., D * n, ...] -> [..., D, n, ...]
             axis = _axis(spec)
             return x if axis is None else x.reshape(
-                x.shape[:axis] + (self.num_devices, -1) + x.shape[axis + 1:])
+                x.shape[:axis] + (self.num_devices, x.shape[axis] // self.num_devices)
+                + x.shape[axis + 1:])
 
         def fold(x, spec):  # [D, ..., n, ...] -> [..., D * n, ...]
             axis = _axis(spec)
             if axis is None:
                 return x[0]
             x = jnp.moveaxis(x, 0, axis)
-            return x.reshape(x.shape[:axis] + (-1,) + x.shape[axis + 2:])
+            return x.reshape(
+                x.shape[:axis] + (self.num_devices * x.shape[axis + 1],) + x.shape[axis + 2:])
 
         @functools.cache
         def compiled(treedef, axes):

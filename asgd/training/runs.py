@@ -142,7 +142,7 @@ class GossipRun:
         self.schedule.save(path)
 
     def __str__(self):
-        return f"Schedule\n{self.schedule}"
+        return f"Graph\n{self.schedule}"
 
     def emulator(self, params: Any, model_state: Any, config: Any, cuts: list[int]) -> Any:
         """Returns what executes the run; it can stop after any round."""

@@ -1,11 +1,16 @@
 """What the benchmarks compare with computes the same thing, and ratios are what they say."""
 
+import importlib
+import json
+import types
+
 import jax
 import numpy as np
 import optax
 import pytest
 
 from benchmarks import event_loops, measure, synchronous, workloads
+from benchmarks.__main__ import FIGURES
 from benchmarks.setup import cluster_trace, emulation
 
 
@@ -19,14 +24,15 @@ def test_the_plain_event_loop_ends_with_the_same_parameters(algorithm):
     assert event_loops.largest_difference(params, work.params) > 1e-3
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_synchronous_loops_take_every_batch(scan, monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"scan": True}, {"scan": True, "unroll": 4},
+                                     {"rewritten": True}], ids=str)
+def test_synchronous_loops_take_every_batch(options, monkeypatch):
     work = workloads.make("mlp", 3, hidden=(4,))
     ran = []
     compiled = jax.jit
     monkeypatch.setattr(jax, "jit", lambda f, **options: lambda *args: ran.append(
         compiled(f)(*args)) or ran[-1])
-    synchronous.one_device(work, optax.sgd(0.1), scan)()()
+    synchronous.one_device(work, optax.sgd(0.1), **options)()()
     params = work.params
     for step in range(3):
         batch = jax.tree.map(lambda x: x[step], work.batches)
@@ -48,3 +54,23 @@ def test_runs_alternate(monkeypatch):
     seconds = measure.interleaved(runs, repeats=2)
     assert "".join(order) == "baabba"
     assert all(len(times) == 2 for times in seconds.values())
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_every_figure_runs(figure, monkeypatch):
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    monkeypatch.setattr(workloads, "GRADIENTS", dict.fromkeys(workloads.GRADIENTS, 8))
+    module = importlib.import_module(f"benchmarks.{figure}")
+    options = types.SimpleNamespace(models=["mlp"], algorithms=["dc_asgd_a"], repeats=1,
+                                    devices=min(module.DEVICES))
+    row = json.loads(json.dumps(next(module.rows(options))))
+    assert row and all(isinstance(value, (str, int, float)) for value in row.values())
+
+
+def test_the_plain_torch_loop_ends_with_the_same_parameters():
+    pytest.importorskip("torch")
+    work, trace = workloads.make("mlp", 24, hidden=(16,)), cluster_trace(24, workers=5)
+    emulator, _ = emulation(work, event_loops.transformation("dc_asgd_a", 5), trace)
+    params = emulator.params(emulator.run(emulator.init())[0])
+    other = event_loops.torch_loop(work, trace, "dc_asgd_a")()()
+    assert event_loops.largest_difference(params, other) < 1e-4

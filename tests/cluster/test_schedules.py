@@ -97,6 +97,14 @@ def test_save_and_load(tmp_path, make):
     assert [p.name for p in tmp_path.iterdir()] == ["schedule.npz"]
 
 
+def test_summary():
+    text = str(schedules.constant(GRAPH))
+    assert "6 agents, 7 edges, spectral gap" in text
+    assert "every round alike, 2 late directions a round, by 4 rounds on average, 4 at most" in text
+    matched = schedules.random_matchings(schedules.constant(graphs.ring(4)), 3, 0)
+    assert str(matched).endswith("0 at most; everybody averages with one neighbour")
+
+
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "x.npz"
     path.write_bytes(b"nothing")

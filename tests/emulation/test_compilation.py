@@ -19,12 +19,13 @@ def loss_fn(params, batch):
     return jnp.mean((batch @ params["w"] + params["b"]) ** 2)
 
 
-def make(num_workers=8, num_events=60, algorithm="asgd", **options):
+def make(num_workers=8, num_events=60, algorithm="asgd", batches=None, **options):
     trace = asgd.simulate(protocols.asynchronous(), timing.Timing(timing.gamma(1.0, 0.5)),
                           num_workers, num_events, seed=0)
     tx = (asgd.average_until_update(optax.sgd(1e-3)) if algorithm == "asgd" else
           asgd.dc_asgd_a(1e-3, momentum=0.9, num_workers=num_workers))
-    return Emulator(loss_fn, tx, PARAMS, trace, np.ones((num_events, 2, 64), np.float32), **options)
+    batches = np.ones((num_events, 2, 64), np.float32) if batches is None else batches
+    return Emulator(loss_fn, tx, PARAMS, trace, batches, **options)
 
 
 @pytest.fixture
@@ -51,6 +52,27 @@ def test_one_compilation_for_all_pieces(num_devices, compilations):
         state, _ = emulator.run(state, start, stop)
     emulator.run(emulator.load(emulator.save(state)), 60, 60)
     assert len(compilations) == 1
+
+
+SOURCES = {
+    "function": lambda x: lambda events: x[events],
+    "function to jax arrays": lambda x: lambda events: jnp.asarray(x[events]),
+    "indexed on devices": lambda x: asgd.IndexedBatches(x, lambda events: events),
+    "indexed on host": lambda x: asgd.IndexedBatches(x, lambda events: events, on_device=False),
+}
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize("source", SOURCES)
+def test_calls_of_any_length_are_one_program(source, num_devices, compilations):
+    batches = SOURCES[source](np.ones((300, 2, 64), np.float32))
+    emulator = make(num_events=300, batches=batches, num_devices=num_devices, waves_per_call=16,
+                    cuts=[7, 30, 31, 100, 211])
+    state, _ = emulator.run(emulator.init(), 0, 7)
+    compilations.clear()
+    for start, stop in ((7, 30), (30, 31), (31, 100), (100, 211), (211, 300)):
+        state, _ = emulator.run(state, start, stop)
+    assert not compilations
 
 
 def test_nothing_is_moved_unasked_while_waves_run():

@@ -62,6 +62,48 @@ def test_all_sources_give_the_same_bits(num_devices, waves_per_call, fits, monke
         jax.tree.map(np.testing.assert_array_equal, result, results[0])
 
 
+ODD = {"scalar": np.linspace(0, 1, EVENTS, dtype=np.float32), "flag": np.arange(EVENTS) % 3 == 0,
+       "none": np.zeros((EVENTS, 0, 5), np.float32), "number": np.arange(EVENTS, dtype=np.int16),
+       "nested": (np.ones((EVENTS, 1, 3, 1), np.float32), {"deep": np.ones((EVENTS, 3), np.uint8)})}
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.parametrize("num_devices, backend", [(1, "shard_map"), (4, "shard_map"), (2, "pmap")])
+def test_leaves_of_any_shape(num_devices, backend, on_device):
+    def loss(params, batch):
+        assert batch["scalar"].shape == () and batch["none"].shape == (0, 5)
+        assert batch["flag"].dtype == bool and batch["number"].dtype == np.int16
+        deep = batch["nested"][0].reshape(3) * batch["nested"][1]["deep"]
+        return (params["a"] @ deep * batch["scalar"] * batch["number"] * batch["flag"]
+                + batch["none"].sum())
+
+    made = Emulator(loss, optax.sgd(0.0), PARAMS, TRACE,
+                    asgd.IndexedBatches(ODD, lambda events: events, on_device),
+                    num_devices=num_devices, backend=backend)
+    _, losses = made.run(made.init())
+    want = 3 * ODD["scalar"] * ODD["number"] * ODD["flag"]
+    np.testing.assert_allclose(losses, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda keys: {"key": keys}, lambda keys: lambda events: {"key": keys[:len(events)]},
+    lambda keys: asgd.IndexedBatches({"key": keys}, lambda events: events)])
+def test_typed_keys_are_refused(wrap):
+    keys = jax.random.split(jax.random.key(0), EVENTS)
+    with pytest.raises(ValueError, match=r"batches: \['key'\] holds typed keys"):
+        Emulator(lambda p, b: p["a"].sum(), optax.sgd(0.1), PARAMS, TRACE, wrap(keys))
+
+
+def test_parameters_without_elements():
+    params = {"w": jnp.ones(3), "e": jnp.zeros((0, 3))}
+    for options in (dict(), dict(num_devices=2, layout="replicated")):
+        asgd.emulate(lambda p, b: (p["w"] * b).sum(), optax.sgd(0.1), params, TRACE,
+                     np.ones(EVENTS), **options)
+    with pytest.raises(ValueError, match=r"params: \['e'\] has no elements"):
+        asgd.emulate(lambda p, b: p["w"].sum(), optax.sgd(0.1), params, TRACE, np.ones(EVENTS),
+                     num_devices=2)
+
+
 def test_a_data_set_that_fits_lies_on_every_device_once():
     data = emulator(asgd.IndexedBatches(DATA, picked), num_devices=4)._feed.data
     assert data["y"].dtype == np.uint8
