@@ -5,7 +5,7 @@ Example:
     >>> graph = graphs.two_cliques(6, bridge_delay=5)
     >>> schedule = random_delays(graph, num_rounds=4, seed=0)
     >>> print(schedule.delays[:, 2, 3])
-    [5 4 3 2]
+    [4 2 2 1]
 """
 
 import csv

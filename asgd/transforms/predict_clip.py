@@ -101,8 +101,8 @@ def predict_clip(
       ...     neighbor_params=jnp.array([[1.0], [3.0]]), neighbor_grads=jnp.array([[2.0], [4.0]]),
       ...     mixing=jnp.array([0.5, 0.5]), clipped=jnp.array([1.0, 0.0]),
       ...     trajectory=jnp.array([[1.0], [1.2]]))
-      >>> print((params + updates).round(4))  # 0.5 * 1.0 + 0.5 * (3.0 - 0.1 * 4.0) - 0.1 * 2.0
-      [1.6]
+      >>> print(f"{float(params[0] + updates[0]):.3f}")  # 0.5 + 0.5 * (3 - 0.1 * 4) - 0.1 * 2
+      1.600
     """
     chooses = isinstance(theta, str)
     if chooses and theta not in CRITERIA:

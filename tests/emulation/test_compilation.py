@@ -56,7 +56,6 @@ def test_one_compilation_for_all_pieces(num_devices, compilations):
 
 SOURCES = {
     "function": lambda x: lambda events: x[events],
-    "function to jax arrays": lambda x: lambda events: jnp.asarray(x[events]),
     "indexed on devices": lambda x: asgd.IndexedBatches(x, lambda events: events),
     "indexed on host": lambda x: asgd.IndexedBatches(x, lambda events: events, on_device=False),
 }
