@@ -2,9 +2,9 @@
 
     python main.py --config=configs/cifar10_gossip.py --workdir=runs/cifar10-gossip
 
-Rate 0.01, momentum 0.95 and four epochs of plain consensus are the defaults of the authors' code
-(Wang, Jiang, Liu, Sarkar, Jiang, Lee, PC-ASGD, arXiv 2208.13154). Graph, delay, batch size and
-length are choices made here. Meant for an accelerator.
+Rate 0.01, momentum 0.95 and some four epochs of plain consensus are the defaults of code attributed
+to the authors of PC-ASGD (Wang, Jiang, Liu, Sarkar, Jiang, Lee, arXiv 2208.13154). Graph, delay,
+batch size and length are choices made here. Meant for an accelerator.
 """
 
 from configs import default

@@ -74,7 +74,8 @@ def get_config():
     config.gossip.delay_probability = 1.0  # from 1 to delay, else none.
     config.gossip.split = "random"  # Of the samples over the agents; label: neighbouring labels.
     config.gossip.theta = 0.5  # pc_asgd: 1 predicts, 0 clips.
-    config.gossip.criterion = "paper"  # pc_asgd_pv: paper or descent.
+    # pc_asgd_pv: paper (the sign in code attributed to the authors, not settled) or descent.
+    config.gossip.criterion = "paper"
     config.gossip.per_tensor = False  # pc_asgd_pv: decides for each tensor, or for the agent.
     config.gossip.strength = 1.0  # Of the Taylor term.
     config.gossip.all_steps = True  # Predicts with as many gradients as the delay, or with one.

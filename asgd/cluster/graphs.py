@@ -13,6 +13,7 @@ import networkx as nx
 import numpy as np
 
 RULES = ("metropolis", "uniform")
+LONGEST = 2**15 - 1  # Rounds that a delay may have.
 _TOLERANCE = 1e-9
 
 
@@ -25,7 +26,7 @@ class Graph:
         mixing: float64 [N, N], the doubly stochastic matrix W: agent i mixes
             :math:`\sum_j w_{ij} x^j`.
         clipped: float64 [N, N], the row stochastic matrix :math:`\tilde W` that leaves delayed
-            neighbours out (paper B).
+            neighbours out, for the clipping step of paper B.
         delays: int32 [N, N], by how many rounds what agent i gets from j is old; 0 is reliable.
     """
 
@@ -37,7 +38,10 @@ class Graph:
     def __post_init__(self):
         for name, dtype in (("adjacency", bool), ("mixing", np.float64), ("clipped", np.float64),
                             ("delays", np.int32)):
-            array = np.array(getattr(self, name), dtype)
+            array = np.asarray(getattr(self, name))
+            if name == "delays":
+                _check_delays(array)
+            array = np.array(array, dtype)
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         _check_adjacency(self.adjacency)
@@ -46,9 +50,9 @@ class Graph:
                 raise ValueError(f"{name} must be [{self.num_agents}, {self.num_agents}] like "
                                  f"adjacency, not {list(getattr(self, name).shape)}")
         edges = self.adjacency | np.eye(self.num_agents, dtype=bool)
-        _refuse("delays", self.delays, self.delays < 0, "must be 0 or more")
         _refuse("delays", self.delays, (self.delays > 0) & ~self.adjacency, "belongs to no edge")
         _check_weights("mixing", self.mixing, edges)
+        _check_connected("mixing", self.mixing > 0)
         _check_weights("clipped", self.clipped, edges & (self.delays == 0))
         _check_sums("mixing", "column", self.mixing.sum(axis=0))
 
@@ -114,13 +118,15 @@ def from_adjacency(adjacency: Any, *, mixing: Union[str, Any] = "metropolis",
         >>> print(path.mixing.round(2).tolist())
         [[0.67, 0.33, 0.0], [0.33, 0.33, 0.33], [0.0, 0.33, 0.67]]
     """
-    adjacency = np.asarray(adjacency) != 0
+    adjacency = np.asarray(adjacency)
+    if adjacency.ndim == 2:
+        _refuse("adjacency", adjacency, adjacency != adjacency, "must be a number")
+    adjacency = adjacency != 0
     _check_adjacency(adjacency)
     delays = np.asarray(delays)
-    if not np.issubdtype(delays.dtype, np.integer):
-        raise ValueError(f"delays must be integers, a number of rounds, not {delays.dtype}")
     if delays.ndim == 0:
         delays = np.where(adjacency, delays, 0)
+    _check_delays(delays)
     reliable = adjacency & (delays == 0) if delays.shape == adjacency.shape else adjacency
     if isinstance(mixing, str):
         if mixing not in RULES:
@@ -177,6 +183,7 @@ def two_cliques(num_agents: int, bridge_delay: int = 0, **options: Any) -> Graph
     if num_agents % 2 or num_agents < 6:
         raise ValueError(f"num_agents must be an even number, at least 6, not {num_agents}")
     half = num_agents // 2
+    _check_delays(np.asarray(bridge_delay))
     delays = np.zeros((num_agents, num_agents), np.int32)
     delays[half - 1, half] = delays[half, half - 1] = bridge_delay
     return _from_networkx(nx.barbell_graph(half, 0), {"delays": delays, **options})
@@ -205,10 +212,21 @@ def _check_adjacency(adjacency):
         raise ValueError(f"adjacency must be [N, N] with N at least 2, not {list(adjacency.shape)}")
     _refuse("adjacency", adjacency, np.diag(np.diag(adjacency)), "an agent is not its own neighbour")
     _refuse("adjacency", adjacency, adjacency != adjacency.T, "must be symmetric")
-    parts = list(nx.connected_components(nx.from_numpy_array(adjacency)))
+    _check_connected("adjacency", adjacency)
+
+
+def _check_connected(name, edges):
+    parts = list(nx.connected_components(nx.from_numpy_array(edges | edges.T)))
     if len(parts) > 1:
         lone = min(parts, key=len)
-        raise ValueError(f"adjacency must be connected, but agents {sorted(lone)} reach no other")
+        raise ValueError(f"{name} must be connected, but agents {sorted(lone)} reach no other")
+
+
+def _check_delays(delays):
+    if not np.issubdtype(delays.dtype, np.integer):
+        raise ValueError(f"delays must be integers, a number of rounds, not {delays.dtype}")
+    _refuse("delays", np.atleast_2d(delays), np.atleast_2d((delays < 0) | (delays > LONGEST)),
+            f"must be 0 to {LONGEST}")
 
 
 def _check_weights(name, weights, allowed):

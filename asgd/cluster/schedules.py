@@ -15,11 +15,10 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from asgd.cluster import storage
-from asgd.cluster.graphs import Graph
+from asgd.cluster.graphs import LONGEST, Graph
 
 _GRAPH = ("adjacency", "mixing", "clipped")
 _FIELDS = _GRAPH + ("delays", "partners")
-_LONGEST = np.iinfo(np.int16).max
 
 
 class Received(NamedTuple):
@@ -65,7 +64,9 @@ class GossipSchedule:
         if delays.ndim != 3 or delays.shape[1:] != (num_agents, num_agents) or not len(delays):
             raise ValueError(f"delays must be [rounds, {num_agents}, {num_agents}], "
                              f"not {list(delays.shape)}")
-        _refuse("delays", delays, (delays < 0) | (delays > _LONGEST), f"must be 0 to {_LONGEST}")
+        if not np.issubdtype(delays.dtype, np.integer):
+            raise ValueError(f"delays must be integers, a number of rounds, not {delays.dtype}")
+        _refuse("delays", delays, (delays < 0) | (delays > LONGEST), f"must be 0 to {LONGEST}")
         _refuse("delays", delays, (delays > 0) & ~self.graph.adjacency, "belongs to no edge")
         self._freeze("delays", delays)
         if self.partners is not None:
@@ -223,7 +224,7 @@ def from_csv(graph: Graph, path: Any, num_rounds: int) -> GossipSchedule:
     for number, cells in enumerate(rows):
         try:
             when, agent, neighbor, delay = map(int, cells)
-            if when < 0 or not 0 <= delay <= _LONGEST:
+            if when < 0 or not 0 <= delay <= LONGEST:
                 raise ValueError
         except ValueError:
             raise ValueError(f"{path}: row {number} is {','.join(cells)}; it must be four integers, "

@@ -1,5 +1,6 @@
 """Decentralised training in one call: a graph, a loss and an optimizer in, agents out."""
 
+import inspect
 from typing import Any, Callable, NamedTuple, Optional, Union
 
 import jax
@@ -59,6 +60,9 @@ class GossipEmulator(Driver):
                                waves_per_call=waves_per_call)
         num_agents = schedule.graph.num_agents
         history = schedule.max_delay if history is None else history
+        for name, value in (("history", history), ("num_rounds", num_rounds)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+                raise ValueError(f"{name} must be an integer, 0 or more, got {value!r}")
         if schedule.max_delay > history:
             raise ValueError(f"delays reach {schedule.max_delay} rounds, but history={history}: it "
                              "must be at least the longest delay")
@@ -101,6 +105,8 @@ def make_gossip_tx(tx: optax.GradientTransformation, algorithm: Optional[str],
                    **options: Any) -> optax.GradientTransformation:
     """Returns what agents do each round; see :func:`asgd.emulate_gossip`."""
     if algorithm is None:
+        if options:
+            raise ValueError(f"algorithm=None takes no option {next(iter(options))!r}: tx has its own")
         return tx
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
@@ -112,6 +118,9 @@ def make_gossip_tx(tx: optax.GradientTransformation, algorithm: Optional[str],
     if algorithm in ("p_asgd", "c_asgd") and "theta" in options:
         raise ValueError(f"algorithm={algorithm!r} has theta={THETA[algorithm]:g}; for another use "
                          "'pc_asgd'")
+    for name in options:
+        if name not in inspect.signature(predict_clip).parameters or name == "inner":
+            raise ValueError(f"algorithm={algorithm!r} has no option {name!r}")
     return predict_clip(tx, **{"theta": THETA[algorithm], **options})
 
 
@@ -194,10 +203,14 @@ def emulate_gossip(
       >>> print(result.average.round(3), result.losses.shape)
       1.0 (20, 3)
     """
+    inputs.check_arguments(tx, worker_tx, model_state_decay, num_devices=num_devices,
+                           waves_per_call=waves_per_call)
     schedule = schedules.constant(graph) if isinstance(graph, Graph) else graph
     if not isinstance(schedule, schedules.GossipSchedule):
         raise ValueError("graph must be a Graph of asgd.cluster.graphs or a GossipSchedule, got "
                          f"{type(graph).__name__}")
+    if schedule.partners is not None and algorithm not in ("ad_psgd", None):
+        raise ValueError(f"graph has the random pairs of ad_psgd, but algorithm={algorithm!r}")
     num_agents = schedule.graph.num_agents
     num_rounds, batches = _by_event(batches, num_rounds, num_agents)
     if algorithm == "ad_psgd" and schedule.partners is None:
@@ -209,10 +222,10 @@ def emulate_gossip(
         model_state_decay=model_state_decay, history=history, params_per_agent=params_per_agent)
     state, losses, distances = emulator.observed(emulator.init())
     agents = emulator.params(state)
-    waves_per_round = emulator.plan.num_waves // max(1, num_rounds)
+    waves_per_round = max(1, emulator.plan.num_waves // max(1, num_rounds))
     return GossipResult(
         agents, average(agents), losses.reshape(num_rounds, num_agents),
-        np.asarray(distances, np.float64)[waves_per_round - 1::waves_per_round],
+        np.asarray(distances, np.float64).ravel()[waves_per_round - 1::waves_per_round],
         emulator.model_state(state))
 
 

@@ -2,7 +2,9 @@
 
 An event is an agent's gradient in a round: event ``t * N + i`` is agent i's in round t. When it
 has arrived, the agent's next parameters are made of it and of what its neighbours sent, which all
-exists when a round begins. So a round's events run side by side.
+exists when a round begins. So a round's events run side by side. An agent's neighbours are added up
+one by one, on shards: a matrix product over all agents would round as the length of the shards
+wants.
 """
 
 from typing import Any, NamedTuple

@@ -66,9 +66,10 @@ def make_schedule(config: Any, graph: graphs.Graph, num_rounds: int) -> schedule
     fields, path = config.gossip, config.trace_path
     if path:
         try:
-            if pathlib.Path(path).suffix != ".csv":
-                return schedules.GossipSchedule.load(path)
-            schedule = schedules.from_csv(graph, path, num_rounds)
+            if pathlib.Path(path).suffix == ".csv":
+                schedule = schedules.from_csv(graph, path, num_rounds)
+            else:
+                schedule = schedules.GossipSchedule.load(path)
         except (OSError, ValueError) as error:
             raise ConfigError(f"trace_path: {error}") from None
     elif fields.random_delays:
@@ -76,8 +77,11 @@ def make_schedule(config: Any, graph: graphs.Graph, num_rounds: int) -> schedule
             graph, num_rounds, config.seed, probability=fields.delay_probability)
     else:
         schedule = schedules.constant(graph)
-    if config.algorithm == "ad_psgd":
-        schedule = schedules.random_matchings(schedule, num_rounds, config.seed)
+    if config.algorithm == "ad_psgd" and schedule.partners is None:
+        return schedules.random_matchings(schedule, num_rounds, config.seed)
+    if config.algorithm != "ad_psgd" and schedule.partners is not None:
+        raise ConfigError(f"trace_path={path!r} and algorithm={config.algorithm!r} do not fit: the "
+                          "schedule has the random pairs of ad_psgd")
     return schedule
 
 

@@ -53,8 +53,7 @@ def consensus(inner: optax.GradientTransformation) -> optax.GradientTransformati
 def weighted_sum(weights: jax.Array, rows: Any) -> Any:
     """Returns the sum over the first axis with weights [K]; a weight of 0 leaves a row out.
 
-    So what is not finite there does no harm. The rows are added in order, on shards of any
-    length alike.
+    So what is not finite there does no harm.
     """
 
     def leaf(x):

@@ -4,6 +4,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from asgd.transforms.consensus import weighted_sum
@@ -50,14 +51,15 @@ def predict_clip(
       x^i_{t+1} &= \theta\, x_{pre} + (1 - \theta)\, x_{clip}
 
     The agent's own displacement stands for the neighbour's. This is a reconstruction: the paper's
-    abstract fixes the two steps and their combination, and the authors' code the use of the own
-    displacement; the number of gradients in the sum, :math:`\lambda` and the sign of the
-    condition below are not settled by what is public, so they are options here.
+    abstract fixes the two steps and their combination, and code attributed to the authors the use
+    of the own displacement. The number of gradients in the sum, :math:`\lambda` and the sign of
+    the condition below are not settled by what is public, so they are options here.
 
     ``theta="paper"`` and ``"descent"`` are the practical variant: with
     :math:`s(z) = \langle z - x^i_t, g_i \rangle / \lVert z - x^i_t \rVert`, theta is 1 where
-    :math:`s(x_{pre}) \ge s(x_{clip})` and 0 elsewhere (``"paper"``, the sign in the authors' code,
-    which prefers the candidate that descends *less*), or with :math:`\le` (``"descent"``).
+    :math:`s(x_{pre}) \ge s(x_{clip})` and 0 elsewhere (``"paper"``, the sign in that code, which
+    prefers the candidate that descends *less*; the paper's own is not settled), or with
+    :math:`\le` (``"descent"``). A prediction that is not finite is never chosen.
 
     Args:
       inner: the agent's own optimizer; a momentum in it enters after mixing.
@@ -65,10 +67,10 @@ def predict_clip(
         ``"paper"`` or ``"descent"``.
       learning_rate: :math:`\eta` of the prediction, a number or a schedule over rounds. By
         default what ``inner`` would make of a gradient of one in this round, which is the
-        learning rate of SGD, with or without momentum.
+        learning rate of SGD, with or without momentum. Must be given for other optimizers.
       strength: :math:`\lambda`.
-      all_steps: whether the prediction sums :math:`\tau` compensated gradients, or takes one
-        (r = :math:`\tau`, the authors' code).
+      all_steps: whether the prediction sums :math:`\tau` compensated gradients, or takes one,
+        with r = :math:`\tau` (of which the attributed code keeps the Taylor term alone).
       per_tensor: whether the practical variant decides for each tensor, or for the agent.
       warmup_rounds: rounds of plain :func:`asgd.consensus` before.
 
@@ -108,20 +110,19 @@ def predict_clip(
     if chooses and theta not in CRITERIA:
         raise ValueError(f"predict_clip: theta must be a number, a schedule or one of "
                          f"{', '.join(CRITERIA)}, got {theta!r}")
-    if not (chooses or callable(theta)) and not 0 <= theta <= 1:
-        raise ValueError(f"predict_clip: theta must be from 0 to 1, got {theta}")
-    if warmup_rounds < 0:
-        raise ValueError(f"predict_clip: warmup_rounds must be at least 0, got {warmup_rounds}")
+    if not (chooses or callable(theta)):
+        _check("theta", theta, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+    _check("strength", strength, np.isfinite, "a finite number")
+    _check("warmup_rounds", warmup_rounds, lambda x: x >= 0 and x == int(x), "a whole number, 0 or more")
     inner = optax.with_extra_args_support(inner)
+    if learning_rate is None:
+        _check_rate(inner)
+    elif not callable(learning_rate):
+        _check("learning_rate", learning_rate, lambda x: x >= 0, "a number, 0 or more")
 
     def init_fn(params):
-        state = inner.init(params)
-        try:
-            probe = inner.init(_probe(params)) if learning_rate is None else None
-        except Exception as error:
-            raise ValueError("predict_clip: learning_rate must be given, as inner does not take a "
-                             "single number") from error
-        return PredictClipState(jnp.zeros([], jnp.int32), state, probe)
+        probe = inner.init(_probe(params)) if learning_rate is None else None
+        return PredictClipState(jnp.zeros([], jnp.int32), inner.init(params), probe)
 
     def update_fn(updates, state, params=None, *, neighbor_params, neighbor_grads, delays, mixing,
                   clipped, trajectory, sum_elements=None, **extra_args):
@@ -192,12 +193,15 @@ def _choice(criterion, pre, clip, gradient, sum_elements, per_tensor):
         if not per_tensor:
             along, square = (jax.tree.map(lambda _, t=t: sum(jax.tree.leaves(t)), t)
                              for t in (along, square))
-        # A candidate that does not move at all has no direction, and scores 0.
-        return jax.tree.map(lambda a, s: jnp.where(s > 0, a / jnp.sqrt(jnp.where(s > 0, s, 1)), 0),
-                            along, square)
+        # A candidate that does not move at all has no direction, and scores 0; one that is too
+        # long to be measured is no better than any other.
+        return jax.tree.map(
+            lambda a, s: jnp.where(s == 0, 0, a / jnp.where(jnp.isfinite(s), jnp.sqrt(s), jnp.nan)),
+            along, square)
 
-    better = jnp.greater_equal if criterion == "paper" else jnp.less_equal
-    return jax.tree.map(lambda p, c: better(p, c).astype(p.dtype), score(pre), score(clip))
+    worse = jnp.less if criterion == "paper" else jnp.greater
+    return jax.tree.map(lambda p, c: jnp.where(jnp.isnan(p) | worse(p, c), 0, 1).astype(p.dtype),
+                        score(pre), score(clip))
 
 
 def _between(weight, pre, clip):
@@ -209,6 +213,46 @@ def _between(weight, pre, clip):
 
 def _probe(params):
     return jnp.zeros([], jnp.result_type(*jax.tree.leaves(params) or [jnp.float32]))
+
+
+def _check(name, value, allowed, what):
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)) or (
+            np.ndim(value) or not allowed(value)):
+        raise ValueError(f"predict_clip: {name} must be {what}, got {value!r}")
+
+
+def _check_rate(inner):
+    """Raises unless ``inner`` is SGD with or without heavy-ball momentum, as far as one can see.
+
+    Of such the step is linear, and what a gradient does in later rounds, over the learning rates
+    then, is 1, m, m^2.
+    """
+    zero, one = jnp.zeros([]), jnp.ones([])
+    try:
+        rates, kicked, still = [], [], inner.init(zero)
+        state = still
+        for gradient in (one, zero, zero):
+            rates.append(-inner.update(one, still, zero)[0])
+            double = inner.update(2 * one, still, zero)[0]
+            nothing, still = inner.update(zero, still, zero)
+            step, state = inner.update(gradient, state, zero)
+            kicked.append(-step)
+            if isinstance(step, jax.core.Tracer):
+                return
+            usable = np.allclose(double, -2 * rates[-1], rtol=1e-5) and nothing == 0
+            if not usable or rates[-1] < 0:
+                raise ValueError("its steps are not proportional to the gradient")
+        if any(rates) or any(kicked):
+            if not all(rates):
+                raise ValueError("it does not step in every round")
+            first, second, third = np.asarray(kicked) / np.asarray(rates)
+            if not np.allclose([first, third], [1.0, second ** 2], rtol=1e-4, atol=1e-6):
+                raise ValueError("it is no heavy-ball momentum")
+    except Exception as error:
+        raise ValueError("predict_clip: learning_rate must be given, as it cannot be read off inner: "
+                         f"{error}") from error
 
 
 def _rate(inner, state, zero, extra_args):

@@ -132,7 +132,7 @@ PATH = np.eye(3, k=1) + np.eye(3, k=-1)
     (dict(mixing=[[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]]), r"mixing\[0, 2\] is 0.5: must be 0 "
                                                             "where there is no edge"),
     (dict(mixing=np.full((3, 3), np.nan)), r"mixing\[0, 0\] is nan: must be finite"),
-    (dict(delays=-1), r"delays\[0, 1\] is -1: must be 0 or more"),
+    (dict(delays=-1), r"delays\[0, 1\] is -1: must be 0 to 32767"),
     (dict(delays=1.5), "delays must be integers"),
     (dict(delays=np.ones((3, 3), int)), r"delays\[0, 0\] is 1: belongs to no edge"),
     (dict(delays=np.ones(3, int)), r"delays must be \[3, 3\]"),
@@ -164,3 +164,16 @@ def test_two_cliques_need_an_even_number():
 def test_probabilities(probability):
     with pytest.raises(ValueError, match="probability must be from 0 to 1"):
         graphs.erdos_renyi(6, probability, seed=0)
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: graphs.from_adjacency([[0, 1], [1, 0]], delays=2**32), r"delays.* is 4294967296: must be"),
+    (lambda: graphs.from_adjacency([[0, 1], [1, 0]], delays=40000), r"is 40000: must be 0 to 32767"),
+    (lambda: graphs.two_cliques(8, 2.7), "delays must be integers"),
+    (lambda: graphs.from_adjacency([[0, 1], [1, 0]], mixing=np.eye(2)),
+     r"mixing must be connected, but agents \[0\] reach no other"),
+    (lambda: graphs.from_adjacency([[0, np.nan], [np.nan, 0]]), "adjacency.* is nan: must be a number"),
+])
+def test_what_would_be_taken_for_something_else(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -140,6 +140,8 @@ def test_bad_csv(tmp_path, text, words):
     (dict(delays=np.zeros((6, 6), int)), r"delays must be \[rounds, 6, 6\], not \[6, 6\]"),
     (dict(delays=np.full((1, 6, 6), -1)), r"delays\[0, 0, 0\] is -1: must be 0"),
     (dict(delays=np.ones((1, 6, 6), int)), "belongs to no edge"),
+    (dict(delays=1.7 * GRAPH.delays[None]), "delays must be integers"),
+    (dict(delays=10_000 * GRAPH.delays[None]), r"is 40000: must be 0 to 32767"),
     (dict(partners=np.zeros((4, 5), int)), r"partners must be \[rounds, 6\]"),
     (dict(partners=np.array([[1, 2, 0, 3, 4, 5]])), "averages with another agent"),
     (dict(partners=np.array([[5, 1, 2, 3, 4, 0]])), "is no neighbour"),

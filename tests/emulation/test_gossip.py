@@ -184,15 +184,17 @@ def tree_loss(p, batch, key):
     return jnp.mean((jnp.where(kept, hidden, 0) @ p["head"] * p["scale"] - batch[1][..., None]) ** 2)
 
 
-def tree_run(graph=RANDOM, algorithm="pc_asgd_pv", **options):
+def tree_run(graph=RANDOM, algorithm="pc_asgd_pv", tx=optax.sgd(0.05, 0.9), **options):
     return asgd.emulate_gossip(
-        tree_loss, optax.sgd(0.05, 0.9), TREE, graph, (np.float32(X), np.float32(Y)),
+        tree_loss, tx, TREE, graph, (np.float32(X), np.float32(Y)),
         algorithm=algorithm, worker_tx=optax.clip_by_global_norm(1.0), **options)
 
 
 @pytest.mark.parametrize("options", [
     dict(algorithm="dsgd"), dict(algorithm="pc_asgd", theta=0.3), dict(algorithm="ad_psgd"),
-    dict(algorithm="pc_asgd_pv"), dict(algorithm="pc_asgd_pv", theta="descent", per_tensor=True),
+    dict(algorithm="pc_asgd_pv"),
+    dict(algorithm="pc_asgd_pv", theta="descent", per_tensor=True, tx=optax.adam(0.01),
+         learning_rate=0.01),
 ], ids=str)
 def test_same_bits_on_any_number_of_devices(options):
     want = tree_run(**options)
@@ -202,6 +204,35 @@ def test_same_bits_on_any_number_of_devices(options):
         result = tree_run(**options, **other)
         for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(result), strict=True):
             np.testing.assert_array_equal(a, b, err_msg=str(other))
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_few_rounds(rounds):
+    result = emulate("pc_asgd", batches=(np.float32(X[:rounds]), np.float32(Y[:rounds])),
+                     params=np.float32(START), num_devices=4)
+    assert result.losses.shape == (rounds, N) and result.consensus_distance.shape == (rounds,)
+    assert np.array_equal(result.params, np.float32(START)) == (rounds == 0)
+
+
+def test_given_weights_and_several_tensors_equal_numpy(x64, numpy_gossip):
+    """W that is doubly stochastic but not symmetric, a clipped W of its own, a tree of leaves."""
+    shift = np.roll(np.eye(N), 1, axis=0)
+    mixing = 0.5 * np.eye(N) + 0.3 * shift + 0.2 * np.roll(np.eye(N), 2, axis=0)
+    adjacency = (mixing + mixing.T > 0) & ~np.eye(N, dtype=bool)
+    delays = np.where(mixing - np.diag(np.diag(mixing)) == 0.2, 3, 0)
+    clipped = np.where(delays > 0, 0, mixing) / np.where(delays > 0, 0, mixing).sum(1)[:, None]
+    graph = graphs.from_adjacency(adjacency, mixing=mixing, clipped=clipped, delays=delays)
+    want = numpy_gossip.run(gradient, START, lambda t: delays, mixing, lambda t: clipped, T,
+                            rate=lambda t: RATE, criterion="descent")
+
+    def loss(tree, batch):
+        return loss_fn(jnp.concatenate([tree["a"], tree["b"][0]]), batch)
+
+    result = asgd.emulate_gossip(
+        loss, optax.sgd(RATE), {"a": START[:, :2], "b": [START[:, 2:]]}, graph, (X, Y),
+        algorithm="pc_asgd_pv", theta="descent", params_per_agent=True, num_devices=2)
+    got = np.concatenate([result.params["a"], result.params["b"][0]], axis=1)
+    np.testing.assert_allclose(got, want[-1], rtol=0, atol=1e-12)
 
 
 def test_agents_keep_statistics_of_their_own(x64):
@@ -245,7 +276,15 @@ def test_a_remedy_that_mixes_elements_is_refused():
     (dict(algorithm="gossip"), "algorithm must be one of dsgd"),
     (dict(algorithm="dsgd", theta=0.5), "no option 'theta'"),
     (dict(algorithm="p_asgd", theta=0.5), "theta=1"),
-    (dict(algorithm="pc_asgd", theta=1.5), "theta must be from 0 to 1"),
+    (dict(algorithm="pc_asgd", theta=1.5), "theta must be a number from 0 to 1"),
+    (dict(algorithm="pc_asgd", tetha=0.5), "has no option 'tetha'"),
+    (dict(algorithm=None, theta=0.5), "algorithm=None takes no option 'theta'"),
+    (dict(algorithm="pc_asgd", tx=0.1), "tx must be an Optax transformation, got 0.1"),
+    (dict(algorithm="pc_asgd", tx=optax.adam(0.1)), "learning_rate must be given"),
+    (dict(algorithm="dsgd", history=4.5), "history must be an integer, 0 or more, got 4.5"),
+    (dict(algorithm="dsgd", batches=lambda e: X, num_rounds=-1), "num_rounds must be an integer"),
+    (dict(algorithm="pc_asgd", graph=schedules.random_matchings(schedules.constant(GRAPH), T, 0)),
+     "random pairs of ad_psgd, but algorithm='pc_asgd'"),
     (dict(algorithm="pc_asgd_pv", theta="best"), "paper, descent"),
     (dict(algorithm="dsgd", history=3), "delays reach 4 rounds, but history=3"),
     (dict(algorithm="dsgd", batches=(X[:, :5], Y[:, :5])), r"leading axes \[rounds, 6\]"),

@@ -92,6 +92,20 @@ def test_replays_a_schedule(config, tmp_path, algorithm):
     assert loop.train(config, tmp_path / "b")["params_digest"] == expected
 
 
+def test_a_schedule_of_another_algorithm(config, tmp_path):
+    """One saved schedule serves all algorithms, but for the random pairs, which are AD-PSGD's."""
+    digests = {}
+    for algorithm in ("dsgd", "ad_psgd"):
+        config.algorithm = algorithm
+        digests[algorithm] = loop.train(config, tmp_path / algorithm)["params_digest"]
+    config.trace_path = str(tmp_path / "dsgd/schedule.npz")
+    assert loop.train(config, tmp_path / "again")["params_digest"] == digests["ad_psgd"]
+    config.algorithm = "dsgd"
+    config.trace_path = str(tmp_path / "ad_psgd/schedule.npz")
+    with pytest.raises(ConfigError, match="has the random pairs of ad_psgd"):
+        build.build(config)
+
+
 def test_reads_delays_from_csv(config, tmp_path):
     path = tmp_path / "delays.csv"
     path.write_text("round,agent,neighbor,delay\n4,0,1,2\n")

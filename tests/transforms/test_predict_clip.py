@@ -111,22 +111,53 @@ def test_a_reliable_neighbour_is_not_predicted(x64):
 
 
 @pytest.mark.parametrize("options, words", [
-    (dict(theta=-0.1), "theta must be from 0 to 1, got -0.1"),
+    (dict(theta=-0.1), "theta must be a number from 0 to 1, got -0.1"),
+    (dict(theta=None), "theta must be a number from 0 to 1, got None"),
+    (dict(theta=np.array([0.1, 0.2])), "theta must be a number from 0 to 1"),
     (dict(theta="best"), "one of paper, descent, got 'best'"),
-    (dict(warmup_rounds=-1), "warmup_rounds must be at least 0, got -1"),
+    (dict(warmup_rounds=-1), "warmup_rounds must be a whole number, 0 or more, got -1"),
+    (dict(warmup_rounds=2.5), "warmup_rounds must be a whole number, 0 or more, got 2.5"),
+    (dict(strength=np.nan), "strength must be a finite number, got nan"),
+    (dict(strength="a"), "strength must be a finite number, got 'a'"),
+    (dict(learning_rate=-1.0), "learning_rate must be a number, 0 or more, got -1.0"),
 ])
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         asgd.predict_clip(optax.sgd(0.1), **options)
 
 
-def test_an_optimizer_without_a_rate_asks_for_it():
-    labels = {"a": "slow", "b": "fast"}
-    inner = optax.partition({"slow": optax.sgd(0.1), "fast": optax.sgd(1.0)}, labels)
-    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+LABELS = {"a": "slow", "b": "fast"}
+
+
+@pytest.mark.parametrize("inner", [
+    optax.partition({"slow": optax.sgd(0.1), "fast": optax.sgd(1.0)}, LABELS),
+    optax.sgd(0.1, 0.9, nesterov=True), optax.adam(0.1), optax.rmsprop(0.1),
+    optax.chain(optax.clip(0.5), optax.sgd(0.1)), optax.MultiSteps(optax.sgd(0.1), 2),
+    optax.scale(1.0),
+], ids=range(7))
+def test_an_optimizer_without_a_rate_asks_for_it(inner):
     with pytest.raises(ValueError, match="learning_rate must be given"):
-        asgd.predict_clip(inner).init(params)
-    asgd.predict_clip(inner, learning_rate=0.1).init(params)
+        asgd.predict_clip(inner)
+    asgd.predict_clip(inner, learning_rate=0.1).init({"a": jnp.ones(2), "b": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("inner", [
+    optax.sgd(0.1), optax.sgd(0.1, 0.9), optax.sgd(0.0), optax.sgd(lambda t: 0.1 / (1 + t)),
+    optax.sgd(lambda t: 0.1 / (1 + t), 0.9), optax.sgd(optax.cosine_decay_schedule(0.1, 5), 0.5),
+    optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9))], ids=range(7))
+def test_sgd_tells_its_rate(inner):
+    asgd.predict_clip(inner)
+
+
+@pytest.mark.parametrize("criterion", ["paper", "descent"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200, 1e308])
+def test_a_prediction_that_is_not_finite_is_never_chosen(x64, criterion, bad):
+    broken = {**ARGS, "neighbor_grads": jnp.asarray(GRADS).at[2].set(bad)}
+    for gradient in (G, -G, PRE - CLIP, CLIP - PRE):
+        tx = asgd.predict_clip(optax.sgd(ETA), criterion)
+        updates, _ = tx.update(jnp.asarray(gradient), tx.init(jnp.asarray(X)), jnp.asarray(X),
+                               **broken)
+        np.testing.assert_allclose(X + updates, CLIP + ETA * G - ETA * gradient, atol=1e-15)
 
 
 @pytest.mark.parametrize("tx", [asgd.consensus(optax.sgd(1.0)), asgd.predict_clip(optax.sgd(1.0))])
