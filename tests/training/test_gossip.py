@@ -147,8 +147,8 @@ def test_resumes_with_the_same_bits(config, tmp_path, monkeypatch, devices):
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("algorithm", validation.GOSSIP_ALGORITHMS)
-@pytest.mark.parametrize("graph", ["ring", "torus", "complete", "star", "erdos_renyi"])
+@pytest.mark.parametrize("algorithm, graph", zip(
+    validation.GOSSIP_ALGORITHMS, ["ring", "torus", "complete", "star", "erdos_renyi", "ring"]))
 def test_every_algorithm_on_every_graph_learns(config, tmp_path, algorithm, graph):
     config.algorithm, config.gossip.graph = algorithm, graph
     config.gossip.split = "label"
@@ -157,14 +157,6 @@ def test_every_algorithm_on_every_graph_learns(config, tmp_path, algorithm, grap
     loop.train(config, tmp_path)
     losses = [line["eval_loss"] for line in read_metrics(tmp_path) if "eval_loss" in line]
     assert losses[-1] < losses[0] < 3.0
-
-
-def test_batch_norm_and_clipping(config, tmp_path):
-    config.model.name = "resnet20"
-    config.num_gradients = 6
-    config.clip_norm = 1.0
-    config.evaluate_every_epochs = 10.0
-    assert np.isfinite(loop.train(config, tmp_path)["eval_loss"])
 
 
 def test_non_finite_loss_names_round_and_agent(config, tmp_path):
