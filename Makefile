@@ -11,7 +11,7 @@ train: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(RUN) -m pytest
 
-# Half an hour; see benchmarks/RESULTS.md.
+# About an hour; see benchmarks/RESULTS.md.
 bench: $(VENV)/.installed
 	$(RUN) -m benchmarks $(BENCH_FLAGS)
 

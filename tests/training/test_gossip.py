@@ -147,8 +147,8 @@ def test_resumes_with_the_same_bits(config, tmp_path, monkeypatch, devices):
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("algorithm, graph", zip(
-    validation.GOSSIP_ALGORITHMS, ["ring", "torus", "complete", "star", "erdos_renyi", "ring"]))
+@pytest.mark.parametrize("algorithm, graph", list(zip(
+    validation.GOSSIP_ALGORITHMS, ["ring", "torus", "complete", "star", "erdos_renyi", "ring"])))
 def test_every_algorithm_on_every_graph_learns(config, tmp_path, algorithm, graph):
     config.algorithm, config.gossip.graph = algorithm, graph
     config.gossip.split = "label"
