@@ -5,11 +5,12 @@ Example:
     >>> graph = graphs.two_cliques(6, bridge_delay=5)
     >>> schedule = random_delays(graph, num_rounds=4, seed=0)
     >>> print(schedule.delays[:, 2, 3])
-    [4 2 2 1]
+    [1 3 2 5]
 """
 
 import csv
 import dataclasses
+import functools
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -117,8 +118,8 @@ class GossipSchedule:
             A `Received`, fields [..., K].
         """
         graph = self.graph
-        own, me = self._neighbours()
-        other = own[agents]
+        me = np.arange(self.neighbors.shape[1]) == 0
+        other = self.neighbors[agents]
         padding = (other == agents[..., None]) & ~me
         here = agents[..., None], other
         delays = self.delays[rounds[..., None] % len(self.delays), *here].astype(np.int32)
@@ -135,15 +136,15 @@ class GossipSchedule:
             kept = np.where(as_graph, np.where(padding, 0.0, graph.clipped[here]), kept)
         return Received(other, delays, mixing, kept)
 
-    def _neighbours(self):
-        """Returns whom each agent hears, int32 [N, K], and which of the K is the agent itself."""
-        num_agents = self.graph.num_agents
+    @functools.cached_property
+    def neighbors(self) -> np.ndarray:
+        """int32 [N, K], whom each agent hears: `Received.agents`."""
         most = int(self.graph.adjacency.sum(1).max()) + 1
-        own = np.repeat(np.arange(num_agents, dtype=np.int32)[:, None], most, 1)
+        out = np.repeat(np.arange(self.graph.num_agents, dtype=np.int32)[:, None], most, 1)
         for i, row in enumerate(self.graph.adjacency):
             found = np.flatnonzero(row)
-            own[i, 1:len(found) + 1] = found
-        return own, np.arange(most) == 0
+            out[i, 1:len(found) + 1] = found
+        return out
 
     def __eq__(self, other):
         if not isinstance(other, GossipSchedule):
@@ -192,7 +193,7 @@ def random_delays(graph: Graph, num_rounds: int, seed: int, *,
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must be from 0 to 1, not {probability}")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng([seed, 1])  # Another stream than that of random_matchings.
     shape = (_positive("num_rounds", num_rounds), *graph.delays.shape)
     longest = graph.delays.astype(np.int16)
     drawn = 1 + np.floor(generator.random(shape, np.float32) * longest).astype(np.int16)

@@ -88,7 +88,7 @@ class Gossip(Workers):
         self._history = history
         self._num_slots = history + 2  # A round is written while the oldest is still read.
         self._decay = model_state_decay
-        self._num_received = int(schedule.graph.adjacency.sum(1).max()) + 1
+        self._num_received = schedule.neighbors.shape[1]
         self._keeps_gradients = self._uses_old_gradients()
 
     def init(self, params: Any, worker_state: Any, model_state: Any) -> GossipState:

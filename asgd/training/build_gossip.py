@@ -23,8 +23,7 @@ def build(config: Any, task: task_lib.Task,
     """
     labels = task.dataset.train["label"]
     wanted = build_server.num_gradients(config, len(labels))
-    graph = make_graph(config)
-    schedule = make_schedule(config, graph, -(-wanted // graph.num_agents))
+    schedule = make_schedule(config, wanted)
     num_agents = schedule.graph.num_agents
     num_rounds = -(-wanted // num_agents)
     if schedule.num_rounds is not None and schedule.num_rounds < num_rounds:
@@ -61,28 +60,33 @@ def make_graph(config: Any) -> graphs.Graph:
         raise ConfigError(f"gossip: {error}") from None
 
 
-def make_schedule(config: Any, graph: graphs.Graph, num_rounds: int) -> schedules.GossipSchedule:
-    """Loads the schedule at ``trace_path``, or makes one for the graph."""
-    fields, path = config.gossip, config.trace_path
-    if path:
-        try:
-            if pathlib.Path(path).suffix == ".csv":
-                schedule = schedules.from_csv(graph, path, num_rounds)
-            else:
-                schedule = schedules.GossipSchedule.load(path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"trace_path: {error}") from None
-    elif fields.random_delays:
-        schedule = schedules.random_delays(
-            graph, num_rounds, config.seed, probability=fields.delay_probability)
-    else:
-        schedule = schedules.constant(graph)
+def make_schedule(config: Any, num_gradients: int) -> schedules.GossipSchedule:
+    """Loads the schedule at ``trace_path``, which brings its graph, or makes one."""
+    path = config.trace_path
+    has_graph = path and pathlib.Path(path).suffix != ".csv"
+    graph = None if has_graph else make_graph(config)
+    try:
+        schedule = (schedules.GossipSchedule.load(path) if has_graph else
+                    _of_graph(config, graph, num_gradients))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"trace_path: {error}") from None
+    num_rounds = -(-num_gradients // schedule.graph.num_agents)
     if config.algorithm == "ad_psgd" and schedule.partners is None:
         return schedules.random_matchings(schedule, num_rounds, config.seed)
     if config.algorithm != "ad_psgd" and schedule.partners is not None:
         raise ConfigError(f"trace_path={path!r} and algorithm={config.algorithm!r} do not fit: the "
                           "schedule has the random pairs of ad_psgd")
     return schedule
+
+
+def _of_graph(config, graph, num_gradients):
+    num_rounds = -(-num_gradients // graph.num_agents)
+    if config.trace_path:
+        return schedules.from_csv(graph, config.trace_path, num_rounds)
+    if config.gossip.random_delays:
+        return schedules.random_delays(
+            graph, num_rounds, config.seed, probability=config.gossip.delay_probability)
+    return schedules.constant(graph)
 
 
 def make_tx(config: Any, num_examples: int, num_agents: int, num_rounds: int):

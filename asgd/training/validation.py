@@ -86,7 +86,9 @@ def validate(config: Any) -> None:
 
 
 def _lengths(config):
-    if not config.trace_path and config.num_epochs is None and config.num_gradients is None:
+    # A trace has a length of its own, a gossip schedule need not have one.
+    needed = not config.trace_path or config.algorithm in GOSSIP_ALGORITHMS
+    if needed and config.num_epochs is None and config.num_gradients is None:
         raise ConfigError("num_epochs or num_gradients must be set")
     if config.num_epochs is not None:
         _number(config, "num_epochs", above=0)
@@ -143,8 +145,6 @@ def _gossip(config):
         _number(config, name, least=0, most=1)
     _number(config, "gossip.strength")
     _number(config, "gossip.warmup_epochs", least=0)
-    if config.num_epochs is None and config.num_gradients is None:
-        raise ConfigError("num_epochs or num_gradients must be set")
     fixed = {"emulation.backend": ("debug",), "emulation.snapshot_dtype": ("bfloat16", "float16"),
              "emulation.events_per_device": range(2, 2**31)}
     for name, refused in fixed.items():

@@ -155,7 +155,9 @@ def _load_tfds(name, split, data_dir):
         source = tfds.data_source(name, split=split, data_dir=data_dir, download=False)
     except (KeyError, NotImplementedError, ValueError) as error:
         # The three ways in which TFDS says that there is no data, or not in such a format.
-        raise DatasetNotPrepared(_how_to_prepare(name, data_dir)) from error
+        said = f"{error}".strip().partition("\n")[0]
+        raise DatasetNotPrepared(
+            f"{_how_to_prepare(name, data_dir)}; TFDS says: {said}") from error
     first = source[0]["image"]
     image = np.empty((len(source), *first.shape), np.uint8)
     label = np.empty(len(source), np.int32)

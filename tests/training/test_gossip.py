@@ -9,7 +9,8 @@ import pytest
 
 from asgd.cluster import graphs, schedules
 from asgd.cluster.schedules import GossipSchedule
-from asgd.training import build, checkpoints, loop, validation
+from asgd.emulation import decentralized
+from asgd.training import build, loop, validation
 from asgd.training.validation import ConfigError
 
 
@@ -28,11 +29,7 @@ def config():
     return config
 
 
-def read_metrics(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_outputs(config, tmp_path):
+def test_outputs(config, tmp_path, read_metrics):
     result = loop.train(config, tmp_path)
     schedule = GossipSchedule.load(tmp_path / "schedule.npz")
     assert schedule == schedules.constant(graphs.two_cliques(6, bridge_delay=3))
@@ -106,6 +103,21 @@ def test_a_schedule_of_another_algorithm(config, tmp_path):
         build.build(config)
 
 
+def test_a_schedule_brings_its_graph(config, tmp_path):
+    """Also where pairs are drawn for it: the config's own graph is not even made."""
+    schedules.constant(graphs.ring(4, delays=1)).save(tmp_path / "ring.npz")
+    config.trace_path = str(tmp_path / "ring.npz")
+    config.algorithm = "ad_psgd"
+    config.gossip.num_agents = 7  # Two cliques cannot have them.
+    loop.train(config, tmp_path / "run")
+    saved = GossipSchedule.load(tmp_path / "run/schedule.npz")
+    assert saved.graph.num_agents == 4 and saved.num_rounds == 30
+
+
+def test_config_and_python_know_the_same_algorithms():
+    assert set(validation.GOSSIP_ALGORITHMS) == set(decentralized.ALGORITHMS)
+
+
 def test_reads_delays_from_csv(config, tmp_path):
     path = tmp_path / "delays.csv"
     path.write_text("round,agent,neighbor,delay\n4,0,1,2\n")
@@ -115,33 +127,12 @@ def test_reads_delays_from_csv(config, tmp_path):
     assert saved.num_rounds == 20 and saved.delays[4, 0, 1] == 2 and saved.delays[3, 2, 3] == 3
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.parametrize("devices", [(1, 4), (4, 2)])
-def test_resumes_with_the_same_bits(config, tmp_path, monkeypatch, devices):
+def test_resumes_with_the_same_bits(config, tmp_path, interrupted, devices):
     config.checkpoint.every_gradients = 40
     expected = loop.train(config, tmp_path / "a")
-    saves = []
-    save, write = checkpoints.Checkpoints.save, loop.MetricsWriter.write
-
-    def save_twice(self, step, *args):
-        save(self, step, *args)
-        saves.append(step)
-
-    def write_until(self, step, values):
-        write(self, step, values)
-        if len(saves) == 2 and step > saves[-1]:
-            raise Interrupted
-
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_twice)
-    monkeypatch.setattr(loop.MetricsWriter, "write", write_until)
     config.emulation.num_devices = devices[0]
-    with pytest.raises(Interrupted):
-        loop.train(config, tmp_path / "b")
-    assert saves == [42, 84]  # Whole rounds.
-    monkeypatch.undo()
+    assert interrupted(config, tmp_path / "b") == [42, 84]  # Whole rounds.
     config.emulation.num_devices = devices[1]
     assert loop.train(config, tmp_path / "b")["params_digest"] == expected["params_digest"]
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
@@ -149,7 +140,7 @@ def test_resumes_with_the_same_bits(config, tmp_path, monkeypatch, devices):
 
 @pytest.mark.parametrize("algorithm, graph", list(zip(
     validation.GOSSIP_ALGORITHMS, ["ring", "torus", "complete", "star", "erdos_renyi", "ring"])))
-def test_every_algorithm_on_every_graph_learns(config, tmp_path, algorithm, graph):
+def test_every_algorithm_on_every_graph_learns(config, tmp_path, algorithm, graph, read_metrics):
     config.algorithm, config.gossip.graph = algorithm, graph
     config.gossip.split = "label"
     config.num_gradients = 60

@@ -9,7 +9,7 @@ import pytest
 
 import asgd
 from asgd.cluster import Trace, protocols, timing
-from asgd.training import build, checkpoints, loop, validation
+from asgd.training import build, loop, validation
 
 
 @pytest.fixture
@@ -25,11 +25,7 @@ def config():
     return config
 
 
-def read_metrics(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_outputs(config, tmp_path):
+def test_outputs(config, tmp_path, read_metrics):
     result = loop.train(config, tmp_path)
     trace = Trace.load(tmp_path / "trace.npz")
     clock = timing.Timing(timing.gamma(1.0, 0.5), slowdown=[1.0, 1.0, 2.0, 3.0])
@@ -82,40 +78,16 @@ def test_replays_a_trace(config, tmp_path, suffix):
     assert loop.train(config, tmp_path / "b")["params_digest"] == expected
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.parametrize("devices", [(1, 4), (4, 2)])
-def test_resumes_with_the_same_bits(config, tmp_path, monkeypatch, devices):
+def test_resumes_with_the_same_bits(config, tmp_path, interrupted, devices):
     config.algorithm = "dc_asgd_a"
     config.momentum = 0.9
     config.learning_rate = 0.05
     config.cluster.softsync_n = 2
     config.checkpoint.every_gradients = 40
     expected = loop.train(config, tmp_path / "a")
-
-    saves = []
-    save = checkpoints.Checkpoints.save
-
-    def save_twice(self, step, *args):
-        save(self, step, *args)
-        saves.append(step)
-
-    write = loop.MetricsWriter.write
-
-    def write_until(self, step, values):
-        write(self, step, values)
-        if len(saves) == 2 and step > saves[-1]:
-            raise Interrupted  # With a line written that no checkpoint knows of.
-
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_twice)
-    monkeypatch.setattr(loop.MetricsWriter, "write", write_until)
     config.emulation.num_devices = devices[0]
-    with pytest.raises(Interrupted):
-        loop.train(config, tmp_path / "b")
-    assert saves == [40, 80]
-    monkeypatch.undo()
+    assert interrupted(config, tmp_path / "b") == [40, 80]
     config.emulation.num_devices = devices[1]
     result = loop.train(config, tmp_path / "b")
     assert result["params_digest"] == expected["params_digest"]
@@ -133,7 +105,7 @@ def test_another_config_is_refused_in_the_same_workdir(config, tmp_path):
         loop.train(config, tmp_path)
 
 
-def test_non_finite_loss_names_the_event_and_keeps_what_was_written(config, tmp_path):
+def test_non_finite_loss_names_the_event_and_keeps_what_was_written(config, tmp_path, read_metrics):
     config.learning_rate = 1e30
     config.log_every = 1
     with pytest.raises(asgd.NonFiniteLossError, match=r"event \d+ \(worker \d+, staleness \d+\)"
