@@ -10,6 +10,7 @@ _PUBLIC = {
     "asgd.emulation": ["EmulationResult", "GossipResult", "IndexedBatches", "NonFiniteLossError",
                        "emulate", "emulate_gossip"],
     "asgd.transforms": [
+        "read_row", "weighted_sum",
         "average_until_update", "compensate_delay", "consensus", "predict_clip",
         "scale_by_staleness",
         "dc_asgd_a", "dc_asgd_c", "staleness_aware_sgd",

@@ -121,6 +121,10 @@ def _first_mixing(jaxpr, marks):
             return name, outs
         if out != _WHOLE and name == "jit" and eqn.params["name"] == SUMS:
             outs = [_WHOLE] * len(eqn.outvars)
+        elif out != _WHOLE and name == "while":
+            culprit, outs = _first_mixing_in_loop(eqn.params, ins)
+            if culprit:
+                return culprit, outs
         elif out != _WHOLE:
             bodies = _bodies(eqn)
             if bodies:
@@ -137,6 +141,21 @@ def _first_mixing(jaxpr, marks):
                 outs = [result] * len(eqn.outvars)
         marks.update(zip(eqn.outvars, outs))
     return None, [mark(v) for v in jaxpr.outvars]
+
+
+def _first_mixing_in_loop(params, ins):
+    """As ``_first_mixing``; what is carried is split as soon as one turn makes it so."""
+    split = params["cond_nconsts"]
+    start = split + params["body_nconsts"]
+    carried, before = ins[start:], None
+    while carried != before:
+        before = carried
+        culprit, after = _first_mixing(params["body_jaxpr"].jaxpr, ins[split:start] + carried)
+        if culprit:
+            return culprit, carried
+        carried = list(map(max, carried, after))
+    culprit, (goes_on,) = _first_mixing(params["cond_jaxpr"].jaxpr, ins[:split] + carried)
+    return culprit or ("while" if goes_on != _WHOLE else None), carried
 
 
 def _result(eqn, ins, out):
@@ -163,6 +182,8 @@ def _bodies(eqn):
     name, params = eqn.primitive.name, eqn.params
     if name == "cond":
         return [(branch, 1) for branch in params["branches"]]
+    if name == "while":
+        return [(params["cond_jaxpr"], 0), (params["body_jaxpr"], 0)]
     if name in ("jit", "pjit", "closed_call", "core_call", "remat", "checkpoint",
                 "custom_jvp_call", "custom_vjp_call"):
         body = params.get("jaxpr", params.get("call_jaxpr"))

@@ -68,9 +68,8 @@ class Gossip(Workers):
     r"""Mixes the agents' parameters as a schedule says.
 
     Args:
-      tx: the agents' transformation, given for agent i in round t ``neighbor_params`` and
-        ``neighbor_grads`` (trees with a leading axis [K]), ``delays``, ``mixing``, ``clipped``
-        [K], ``trajectory`` (a tree with a leading axis [H + 1]) and ``sum_elements``.
+      tx: the agents' transformation, given for agent i in round t the arguments that
+        :func:`asgd.predict_clip` takes, and ``worker``.
       worker_tx: what is done to whole gradients before.
       layout: where trees live, with shards of a multiple of ``CHUNK`` elements.
       schedule: who mixes what.
@@ -89,6 +88,7 @@ class Gossip(Workers):
         self._num_slots = history + 2  # A round is written while the oldest is still read.
         self._decay = model_state_decay
         self._num_received = schedule.neighbors.shape[1]
+        self._num_rows = self._num_slots * self.num_agents
         self._keeps_gradients = self._uses_old_gradients()
 
     def init(self, params: Any, worker_state: Any, model_state: Any) -> GossipState:
@@ -143,10 +143,9 @@ class Gossip(Workers):
         params = ring.read(state.snapshots, event.read_slot)
         updates, new_opt_state = self.tx.update(
             gradient, opt_state, params,
-            neighbor_params=_rows(state.snapshots, event.neighbors),
-            neighbor_grads=_rows(gradients, event.neighbors) if self._keeps_gradients else
-            ring.repeat(gradient, self._num_received),
-            trajectory=_rows(state.snapshots, event.trajectory),
+            past_params=state.snapshots,
+            past_grads=gradients if self._keeps_gradients else state.snapshots,
+            neighbor_rows=event.neighbors, own_rows=event.trajectory,
             delays=event.delays, mixing=event.mixing, clipped=event.clipped,
             worker=event.worker, sum_elements=self.sum_elements)
         snapshots = ring.write(
@@ -161,7 +160,9 @@ class Gossip(Workers):
         first = event.write_slot - event.worker
         distance = lax.fori_loop(
             0, event.round_ends.astype(int),
-            lambda _, old: self._consensus_distance(snapshots, first).astype(old.dtype),
+            # The turn's number in the barrier keeps the body from being moved out of its loop.
+            lambda turn, old: self._consensus_distance(*lax.optimization_barrier(
+                (snapshots, first, turn))[:2]).astype(old.dtype),
             state.consensus_distance)
         return state._replace(
             snapshots=snapshots, gradients=gradients,
@@ -193,8 +194,9 @@ class Gossip(Workers):
         return (rounds % self._num_slots * self.num_agents + agents).astype(np.int32)
 
     def _sum(self, x, size):
-        x = lax.optimization_barrier(x)  # A product is rounded here, and not fused with the sum.
-        chunks = pairwise_sum(jnp.pad(x.ravel(), (0, -x.size % CHUNK)).reshape(-1, CHUNK), 1)
+        # A product that comes to a barrier is rounded before, not fused with the sum.
+        x = lax.optimization_barrier(jnp.pad(x.ravel(), (0, -x.size % CHUNK)))
+        chunks = pairwise_sum(pairwise_sum(x.reshape(-1, CHUNK // 8, 8), 1), 1)
         if self._layout.num_parts > 1:
             chunks = lax.all_gather(chunks, AXIS, tiled=True)
         return pairwise_sum(chunks[: -(-size // CHUNK)], 0)
@@ -211,12 +213,10 @@ class Gossip(Workers):
     def _uses_old_gradients(self):
         """Tells whether the transformation looks at its neighbours' gradients."""
         def update(old, params):
-            rows = ring.repeat(params, self._num_received)
-            return self.tx.update(
-                params, self.tx.init(params), params, neighbor_params=rows, neighbor_grads=old,
-                trajectory=ring.repeat(params, self._history + 1), **self._extras())
+            return self.tx.update(params, self.tx.init(params), params, past_params=ring.repeat(
+                params, self._num_rows), past_grads=old, **self._extras())
 
-        rows = jax.tree.map(lambda p: jax.ShapeDtypeStruct((self._num_received,) + p.shape, p.dtype),
+        rows = jax.tree.map(lambda p: jax.ShapeDtypeStruct((self._num_rows,) + p.shape, p.dtype),
                             self._params)
         jaxpr = jax.make_jaxpr(update)(rows, self._params).jaxpr
         used = {v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, core.Literal)}
@@ -224,17 +224,17 @@ class Gossip(Workers):
 
     def _extras(self) -> dict[str, Any]:
         """Returns stand-ins of the extra arguments that are no trees, to trace ``tx`` with."""
-        weights = np.zeros(self._num_received, np.float32)
-        return dict(delays=np.zeros(self._num_received, np.int32), mixing=weights, clipped=weights,
+        weights = jnp.zeros(self._num_received)
+        return dict(delays=jnp.zeros(self._num_received, int), mixing=weights, clipped=weights,
+                    neighbor_rows=jnp.zeros(self._num_received, int),
+                    own_rows=jnp.zeros(self._history + 1, int),
                     worker=np.int32(0), sum_elements=_sums_to_trace)
 
     def check_elementwise(self) -> None:
         """Raises ValueError when ``tx`` cannot run on shards."""
-        received, past = self._num_received, self._history + 1
         elementwise.check_elementwise(
             self.tx, self._params,
-            {"neighbor_params": received, "neighbor_grads": received, "trajectory": past},
-            self._extras())
+            {"past_params": self._num_rows, "past_grads": self._num_rows}, self._extras())
 
 
 def _sums_to_trace(tree):
@@ -249,7 +249,3 @@ def plan_rounds(num_rounds: int, num_agents: int, width: int) -> Waves:
     """Packs the events of each round into waves of at most ``width`` events."""
     starts = np.arange(num_rounds)[:, None] * num_agents + np.arange(0, num_agents, width)
     return Waves(width, np.append(starts.ravel(), num_rounds * num_agents))
-
-
-def _rows(ring_, rows):
-    return jax.tree.map(lambda r: r.at[rows].get(mode="promise_in_bounds"), ring_)

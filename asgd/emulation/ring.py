@@ -17,13 +17,9 @@ import numpy as np
 from jax import lax
 
 from asgd.emulation.spmd import AXIS, WHOLE, split_axis
+from asgd.transforms.rows import read_row as read
 
 _SMALL_BYTES = 2**16
-
-
-def read(ring: Any, row: jax.Array) -> Any:
-    """Returns the tree in one row of a ring."""
-    return jax.tree.map(lambda r: lax.dynamic_index_in_dim(r, row, keepdims=False), ring)
 
 
 def write(ring: Any, row: jax.Array, tree: Any) -> Any:

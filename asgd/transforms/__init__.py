@@ -11,6 +11,9 @@ argument          type                        meaning
 ``delay``         float32 scalar              virtual seconds from read to arrival
 ``update``        bool scalar                 the server updates right after this gradient
 ================  ==========================  ==========================================
+
+Without a server, where agents mix with their neighbours, the arguments are those of
+:func:`asgd.predict_clip`, and ``worker``.
 """
 
 from asgd.transforms.aliases import dc_asgd_a, dc_asgd_c, staleness_aware_sgd
@@ -18,6 +21,7 @@ from asgd.transforms.average_until_update import AverageUntilUpdateState, averag
 from asgd.transforms.compensate_delay import CompensateDelayState, compensate_delay
 from asgd.transforms.consensus import consensus
 from asgd.transforms.predict_clip import PredictClipState, predict_clip
+from asgd.transforms.rows import read_row, weighted_sum
 from asgd.transforms.staleness import (
     constant,
     delay_adaptive,

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from asgd.transforms.rows import read_row
+
 
 class CompensateDelayState(NamedTuple):
     """State of :func:`compensate_delay`.
@@ -128,16 +130,13 @@ def compensate_delay(
 
 
 def _of_row(fn, tree, row, num_rows):
-    def of_row(tree):
-        return fn(jax.tree.map(
-            lambda v: jax.lax.dynamic_index_in_dim(v, row, keepdims=False), tree))
-
     def refuse(tree):
         return jax.tree.map(lambda v: jnp.full(v.shape[1:], jnp.nan, v.dtype), tree)
 
     # What leaves a conditional has a buffer of its own; else XLA reads the row again where it is
     # used, after it is overwritten, for which it copies all workers'.
-    return jax.lax.cond((row >= 0) & (row < num_rows), of_row, refuse, tree)
+    return jax.lax.cond((row >= 0) & (row < num_rows),
+                        lambda tree: fn(read_row(tree, row)), refuse, tree)
 
 
 def _as(value, like):

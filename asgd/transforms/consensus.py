@@ -1,10 +1,9 @@
 """Mixing with neighbours, the plain baseline of decentralised training (D-SGD)."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import optax
+
+from asgd.transforms.rows import weighted_sum
 
 
 def consensus(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -20,8 +19,8 @@ def consensus(inner: optax.GradientTransformation) -> optax.GradientTransformati
       inner: the agent's own optimizer, such as ``optax.sgd(0.1, 0.9)``.
 
     Returns:
-      A transformation whose update takes ``neighbor_params`` (tree like ``params`` with a leading
-      axis [K], of which the first row is the agent's own) and ``mixing`` (floats [K]).
+      A transformation whose update takes ``past_params``, ``neighbor_rows`` and ``mixing``, as
+      :func:`asgd.predict_clip` does.
 
     References:
       Lian et al., Can decentralized algorithms outperform centralized algorithms? (NeurIPS 2017),
@@ -33,31 +32,20 @@ def consensus(inner: optax.GradientTransformation) -> optax.GradientTransformati
       >>> tx = asgd.consensus(optax.sgd(0.1))
       >>> params = jnp.array([1.0])
       >>> updates, _ = tx.update(jnp.array([2.0]), tx.init(params), params,
-      ...                        neighbor_params=jnp.array([[1.0], [3.0]]),
+      ...                        past_params=jnp.array([[1.0], [3.0]]),
+      ...                        neighbor_rows=jnp.array([0, 1]),
       ...                        mixing=jnp.array([0.5, 0.5]))
       >>> print((params + updates).round(4))
       [1.8]
     """
     inner = optax.with_extra_args_support(inner)
 
-    def update_fn(updates, state, params=None, *, neighbor_params, mixing, **extra_args):
+    def update_fn(updates, state, params=None, *, past_params, neighbor_rows, mixing,
+                  **extra_args):
         if params is None:
             raise ValueError("consensus: update needs the current params")
         steps, state = inner.update(updates, state, params, **extra_args)
-        mixed = weighted_sum(mixing, neighbor_params)
+        mixed = weighted_sum(mixing, past_params, neighbor_rows)
         return jax.tree.map(lambda m, u, x: m + u - x, mixed, steps, params), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
-
-
-def weighted_sum(weights: jax.Array, rows: Any) -> Any:
-    """Returns the sum over the first axis with weights [K]; a weight of 0 leaves a row out.
-
-    So what is not finite there does no harm.
-    """
-
-    def leaf(x):
-        w = jnp.asarray(weights, x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
-        return jnp.where(w != 0, w * x, 0).sum(0)
-
-    return jax.tree.map(leaf, rows)

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
-from asgd.transforms.consensus import weighted_sum
+from asgd.transforms.learning_rate import check_rate, number_like, read_rate
+from asgd.transforms.rows import read_row, weighted_sum
 
 CRITERIA = ("paper", "descent")
 
@@ -77,12 +79,13 @@ def predict_clip(
     Returns:
       A transformation whose update takes
 
-      * ``neighbor_params``, ``neighbor_grads``: trees like ``params`` with a leading axis [K],
-        what was received; the first row is the agent's own;
+      * ``past_params``, ``past_grads``: tables, trees like ``params`` with a leading axis of
+        rows, of what agents had and what their gradients were there, in whatever order;
+      * ``neighbor_rows``: int32 [K], the rows of what was received; the first is the agent's own;
       * ``delays``: int32 [K], how old it is;
       * ``mixing``, ``clipped``: floats [K], :math:`w_{ij}` and :math:`\tilde w_{ij}`;
-      * ``trajectory``: tree with a leading axis [H + 1], the agent's own parameters 0, 1, ..., H
-        rounds ago, H at least the longest delay;
+      * ``own_rows``: int32 [H + 1], the rows of what the agent itself had 0, 1, ..., H rounds
+        ago, H at least the longest delay;
       * ``sum_elements``: for the practical variant, a function from a tree to a tree of the sums
         over each leaf, by default ``jnp.sum``.
 
@@ -99,10 +102,12 @@ def predict_clip(
       >>> tx = asgd.predict_clip(optax.sgd(0.1), theta=1.0)
       >>> params = jnp.array([1.0])
       >>> updates, _ = tx.update(
-      ...     jnp.array([2.0]), tx.init(params), params, delays=jnp.array([0, 1]),
-      ...     neighbor_params=jnp.array([[1.0], [3.0]]), neighbor_grads=jnp.array([[2.0], [4.0]]),
+      ...     jnp.array([2.0]), tx.init(params), params,
+      ...     past_params=jnp.array([[1.0], [3.0], [1.2]]),
+      ...     past_grads=jnp.array([[2.0], [4.0], [0.0]]),
+      ...     neighbor_rows=jnp.array([0, 1]), delays=jnp.array([0, 1]),
       ...     mixing=jnp.array([0.5, 0.5]), clipped=jnp.array([1.0, 0.0]),
-      ...     trajectory=jnp.array([[1.0], [1.2]]))
+      ...     own_rows=jnp.array([0, 2]))
       >>> print(f"{float(params[0] + updates[0]):.3f}")  # 0.5 + 0.5 * (3 - 0.1 * 4) - 0.1 * 2
       1.600
     """
@@ -114,73 +119,114 @@ def predict_clip(
         _check("theta", theta, lambda x: 0 <= x <= 1, "a number from 0 to 1")
     _check("strength", strength, np.isfinite, "a finite number")
     _check("warmup_rounds", warmup_rounds, lambda x: x >= 0 and x == int(x), "a whole number, 0 or more")
+    varies = chooses or callable(theta) or isinstance(theta, jax.core.Tracer)
+    only = None if varies else float(theta)
     inner = optax.with_extra_args_support(inner)
     if learning_rate is None:
-        _check_rate(inner)
+        check_rate(inner)
     elif not callable(learning_rate):
         _check("learning_rate", learning_rate, lambda x: x >= 0, "a number, 0 or more")
 
     def init_fn(params):
-        probe = inner.init(_probe(params)) if learning_rate is None else None
+        probe = inner.init(number_like(params)) if learning_rate is None else None
         return PredictClipState(jnp.zeros([], jnp.int32), inner.init(params), probe)
 
-    def update_fn(updates, state, params=None, *, neighbor_params, neighbor_grads, delays, mixing,
-                  clipped, trajectory, sum_elements=None, **extra_args):
+    def update_fn(updates, state, params=None, *, past_params, past_grads, neighbor_rows,
+                  delays, mixing, clipped, own_rows, sum_elements=None, **extra_args):
         if params is None:
             raise ValueError("predict_clip: update needs the current params")
         steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         if learning_rate is None:
-            rate, probe_state = _rate(inner, state.probe_state, _probe(params), extra_args)
+            rate, probe_state = read_rate(inner, state.probe_state, number_like(params), extra_args)
         else:
             probe_state = None
             rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
-        predicted = predict(neighbor_params, neighbor_grads, trajectory, delays, rate, strength,
-                            all_steps)
-        pre = weighted_sum(mixing, predicted)
-        clip = weighted_sum(clipped, neighbor_params)
-        if chooses:
-            moves = [jax.tree.map(lambda z, u, x: z + u - x, mixed, steps, params)
-                     for mixed in (pre, clip)]
-            weight = _choice(theta, *moves, updates, sum_elements, per_tensor)
+        def move(mixed):
+            return jax.tree.map(lambda m, u, x: m + u - x, mixed, steps, params)
+
+        neighbor_rows, delays, mixing, own_rows = map(
+            jnp.asarray, (neighbor_rows, delays, mixing, own_rows))
+        late = delays > 0
+
+        def pre():
+            predicted = late & (mixing != 0)
+            places = jnp.argsort(~predicted)  # Theirs come first.
+
+            def add(n, total):
+                k = places[n]
+                sent, there = (read_row(table, neighbor_rows[k])
+                               for table in (past_params, past_grads))
+                now = predict(sent, there, lambda age: read_row(past_params, own_rows[age]),
+                              delays[k], rate, strength, all_steps)
+                return jax.tree.map(lambda t, x: t + mixing[k].astype(x.dtype) * x, total, now)
+
+            return move(lax.fori_loop(0, predicted.sum(), add, weighted_sum(
+                jnp.where(late, 0, mixing), past_params, neighbor_rows)))
+
+        def combine(pre):
+            clip = move(weighted_sum(clipped, past_params, neighbor_rows))
+            if chooses:
+                weight = _choice(theta, pre, clip, updates, sum_elements, per_tensor)
+            else:
+                weight = _repeated(theta(state.count) if callable(theta) else theta, params)
+            return jax.tree.map(_between, weight, pre, clip)
+
+        if only == 0:
+            moves = move(weighted_sum(clipped, past_params, neighbor_rows))
+        elif only == 1:
+            moves = pre()
         else:
-            now = theta(state.count) if callable(theta) else theta
-            weight = jax.tree.map(lambda _: now, params)
-        mixed = jax.tree.map(_between, weight, pre, clip)
+            # Where nobody is late and the weights are the same, so are the candidates.
+            alike = jnp.all(~late & (mixing == clipped))
+            moves = lax.cond(alike, lambda pre: pre, combine, pre())
         if warmup_rounds:
-            plain = weighted_sum(mixing, neighbor_params)
-            mixed = jax.tree.map(
-                lambda p, m: jnp.where(state.count < warmup_rounds, p, m), plain, mixed)
-        updates = jax.tree.map(lambda m, u, x: m + u - x, mixed, steps, params)
+            plain = move(weighted_sum(mixing, past_params, neighbor_rows))
+            moves = jax.tree.map(
+                lambda p, m: jnp.where(state.count < warmup_rounds, p, m), plain, moves)
         count = optax.safe_increment(state.count)
-        return updates, PredictClipState(count, inner_state, probe_state)
+        return moves, PredictClipState(count, inner_state, probe_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def predict(neighbor_params: Any, neighbor_grads: Any, trajectory: Any, delays: jax.Array,
+def predict(params: Any, gradient: Any, own: Callable[[Any], Any], delay: jax.Array,
             learning_rate: Any, strength: float, all_steps: bool = True) -> Any:
-    r"""Predicts where neighbours are now; arguments as for :func:`predict_clip`.
+    r"""Predicts where a late neighbour is now.
+
+    Args:
+      params: :math:`x_{t-\tau}`, the tree that the neighbour sent.
+      gradient: its gradient there.
+      own: a function from an age in rounds to the agent's own parameters then.
+      delay: :math:`\tau`, int scalar, 1 or more.
+
+    Other args:
+      learning_rate, strength, all_steps: as for :func:`predict_clip`.
 
     Returns:
-      A tree like ``neighbor_params``: row k is :math:`x^k_{t-\tau} - \eta \sum_r g^{dc,r}_k`, and
-      :math:`x^k_t` itself where the delay is 0.
+      The tree :math:`x_{t-\tau} - \eta \sum_r g^{dc,r}`.
     """
-    def leaf(x, g, path):
-        delay = _column(delays, x)
-        ages = jnp.arange(len(path)).reshape((1, -1) + (1,) * (x.ndim - 1))
-        # Own rounds t - tau + r: ages tau - 1 to 1 (r = 0 moves nothing), or only age 0.
-        counted = (ages > 0) & (ages < delay[:, None]) if all_steps else ages == 0
-        moved = jnp.where(counted, path[None] - path[delays][:, None], 0).sum(1)
-        steps = (delay if all_steps else jnp.minimum(delay, 1)).astype(x.dtype)
-        total = steps * g + strength * (g * g * moved)
-        return jnp.where(delay > 0, x - jnp.asarray(learning_rate, x.dtype) * total, x)
+    then = own(delay)
 
-    return jax.tree.map(leaf, neighbor_params, neighbor_grads, trajectory)
+    def add_displacement(age, total):
+        return jax.tree.map(lambda s, now, then: s + (now - then), total, own(age), then)
+
+    if all_steps:  # Own rounds t - tau + r: ages tau - 1 to 1, as r = 0 moves nothing.
+        count = delay
+        moved = lax.fori_loop(1, delay, add_displacement, jax.tree.map(jnp.zeros_like, params))
+    else:
+        count = 1
+        moved = jax.tree.map(jnp.subtract, own(0), then)
+
+    def leaf(x, g, moved):
+        total = jnp.asarray(count, x.dtype) * g + strength * (g * g * moved)
+        return x - jnp.asarray(learning_rate, x.dtype) * total
+
+    return jax.tree.map(leaf, params, gradient, moved)
 
 
-def _column(values, like):
-    return values.reshape((-1,) + (1,) * (like.ndim - 1))
+def _repeated(value, tree):
+    return jax.tree.map(lambda _: value, tree)
 
 
 def _choice(criterion, pre, clip, gradient, sum_elements, per_tensor):
@@ -211,52 +257,9 @@ def _between(weight, pre, clip):
     return jnp.where(weight == 1, pre, jnp.where(weight == 0, clip, between))
 
 
-def _probe(params):
-    return jnp.zeros([], jnp.result_type(*jax.tree.leaves(params) or [jnp.float32]))
-
-
 def _check(name, value, allowed, what):
     if isinstance(value, jax.core.Tracer):
         return
     if not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)) or (
             np.ndim(value) or not allowed(value)):
         raise ValueError(f"predict_clip: {name} must be {what}, got {value!r}")
-
-
-def _check_rate(inner):
-    """Raises unless ``inner`` is SGD with or without heavy-ball momentum, as far as one can see.
-
-    Of such the step is linear, and what a gradient does in later rounds, over the learning rates
-    then, is 1, m, m^2.
-    """
-    zero, one = jnp.zeros([]), jnp.ones([])
-    try:
-        rates, kicked, still = [], [], inner.init(zero)
-        state = still
-        for gradient in (one, zero, zero):
-            rates.append(-inner.update(one, still, zero)[0])
-            double = inner.update(2 * one, still, zero)[0]
-            nothing, still = inner.update(zero, still, zero)
-            step, state = inner.update(gradient, state, zero)
-            kicked.append(-step)
-            if isinstance(step, jax.core.Tracer):
-                return
-            usable = np.allclose(double, -2 * rates[-1], rtol=1e-5) and nothing == 0
-            if not usable or rates[-1] < 0:
-                raise ValueError("its steps are not proportional to the gradient")
-        if any(rates) or any(kicked):
-            if not all(rates):
-                raise ValueError("it does not step in every round")
-            first, second, third = np.asarray(kicked) / np.asarray(rates)
-            if not np.allclose([first, third], [1.0, second ** 2], rtol=1e-4, atol=1e-6):
-                raise ValueError("it is no heavy-ball momentum")
-    except Exception as error:
-        raise ValueError("predict_clip: learning_rate must be given, as it cannot be read off inner: "
-                         f"{error}") from error
-
-
-def _rate(inner, state, zero, extra_args):
-    """Returns what ``inner`` makes of a gradient of one now, negated, and its next state."""
-    step, _ = inner.update(jnp.ones_like(zero), state, zero, **extra_args)
-    _, state = inner.update(zero, state, zero, **extra_args)
-    return -step, state

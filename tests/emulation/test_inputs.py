@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from jax import lax
 
 import asgd
 
@@ -90,7 +91,21 @@ def test_statistics(backend):
     emulate(loss_fn=with_statistics(lambda b: {"mean": jnp.zeros(5)}), **options)
 
 
+def loop(body, until=lambda carry: carry[0] >= 3):
+    """Three times the body on (turn, zeros, leaf) for every leaf that is no scalar."""
+    def leaf(x):
+        carry = (0, jnp.zeros_like(x), x)
+        return lax.while_loop(lambda c: jnp.logical_not(until(c)), body, carry)[2] if x.ndim else x
+
+    return optax.stateless(lambda u, p: jax.tree.map(leaf, u))
+
+
 MIXING = {
+    "flip in a loop": (lambda: loop(lambda c: (c[0] + 1, c[1], c[2][..., ::-1])), "rev"),
+    # What is flipped comes from the leaf only in the second turn.
+    "flip later": (lambda: loop(lambda c: (c[0] + 1, c[2], c[1][..., ::-1])), "rev"),
+    "loop until": (lambda: loop(lambda c: (c[0] + 1, c[1], c[2] / 2),
+                                lambda c: (c[0] > 3) | (jnp.sum(c[2]) < 1)), "reduce_sum"),
     "clip_by_global_norm": (lambda: optax.chain(
         optax.clip_by_global_norm(1.0), optax.sgd(1e-3)), "reduce_sum"),
     "lars": (lambda: optax.lars(1e-3), "reduce_sum"),
@@ -133,6 +148,7 @@ def not_bias(params):
 
 
 ELEMENTWISE = {
+    "loop": lambda: loop(lambda c: (c[0] + 1, c[1] + c[2], c[2] / 2 - c[1])),
     "sgd": lambda: optax.sgd(1e-3),
     "momentum": lambda: optax.sgd(optax.cosine_decay_schedule(1e-3, 4), 0.9, nesterov=True),
     "adam": lambda: optax.adam(1e-3),

@@ -63,16 +63,17 @@ def events(dtype):
         "worker": jnp.asarray([0, 1, 2, 1, 0], jnp.int32),
         "delay": jnp.asarray([0.5, 1, 2, 4, 8], jnp.float32),
         "update": jnp.asarray([False, True, False, True, True]),
-        "neighbor_params": rows(3, stacked, 30),
-        "neighbor_grads": rows(3, stacked, 60),
-        "trajectory": rows(4, stacked, 90),
+        "past_params": rows(7, stacked, 30),
+        "past_grads": rows(7, stacked, 100),
+        "neighbor_rows": jnp.asarray([[0, 1, 2]] * EVENTS, jnp.int32),
+        "own_rows": jnp.asarray([[3, 4, 5, 6]] * EVENTS, jnp.int32),
         "delays": jnp.asarray([[0, 2, 3], [0, 0, 1], [0, 1, 0], [0, 0, 0], [0, 3, 3]], jnp.int32),
         "mixing": jnp.asarray([[0.5, 0.25, 0.25]] * EVENTS, jnp.float32),
         "clipped": jnp.asarray([[0.75, 0, 0.25]] * EVENTS, jnp.float32),
     }
 
 
-TREES = {"stale_params": None, "neighbor_params": 3, "neighbor_grads": 3, "trajectory": 4}
+TREES = {"stale_params": None, "past_params": 7, "past_grads": 7}
 
 
 def rows(count, stacked, base):

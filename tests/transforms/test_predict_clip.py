@@ -1,19 +1,31 @@
 """PC-ASGD's step by hand, and what its options change (PAPERS.md B.2)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import asgd
-from asgd.transforms.predict_clip import predict
 
 X = np.array([1.0, -2.0])
 OTHERS = np.array([[1.0, -2.0], [0.5, 0.5], [3.0, -1.0]])
 GRADS = np.array([[9.0, 9.0], [9.0, 9.0], [0.2, -0.4]])
 TRAJECTORY = np.array([[1.0, -2.0], [1.1, -1.8], [1.4, -1.5]])
 G = np.array([0.3, 0.7])
-ARGS = dict(neighbor_params=OTHERS, neighbor_grads=GRADS, trajectory=TRAJECTORY,
+# Tables with rows in another order, and some that nobody may read.
+ORDER = np.array([4, 0, 6, 2, 5, 1])
+NEIGHBORS, OWN = ORDER[:3], ORDER[3:]
+
+
+def table(first, second):
+    out = np.full((7, 2), np.nan)
+    out[NEIGHBORS], out[OWN] = first, second
+    return out
+
+
+ARGS = dict(past_params=table(OTHERS, TRAJECTORY), past_grads=table(GRADS, np.nan),
+            neighbor_rows=NEIGHBORS, own_rows=OWN,
             delays=np.array([0, 0, 2]), mixing=np.array([0.5, 0.3, 0.2]),
             clipped=np.array([0.6, 0.4, 0.0]))
 ETA, LAMBDA = 0.1, 0.5
@@ -82,8 +94,8 @@ def test_the_condition_takes_the_candidate_it_names(x64, criterion, sign):
 def test_per_tensor_decides_for_each(x64):
     """Two tensors of which one predicts and the other clips; together one of them has its way."""
     gradient = {"a": jnp.asarray(PRE - CLIP), "b": jnp.asarray(CLIP - PRE) * 0.1}
-    both = {name: {k: np.asarray(v) for k in "ab"} if name in (
-        "neighbor_params", "neighbor_grads", "trajectory") else v for name, v in ARGS.items()}
+    both = {name: {k: v for k in "ab"} if name.startswith("past") else v
+            for name, v in ARGS.items()}
     params = {"a": jnp.asarray(X), "b": jnp.asarray(X)}
     out = {}
     for per_tensor in (True, False):
@@ -97,17 +109,33 @@ def test_per_tensor_decides_for_each(x64):
     np.testing.assert_allclose(out[False]["b"], pre, atol=1e-15)
 
 
-def test_what_weighs_nothing_may_be_anything(x64):
-    broken = {**ARGS, "neighbor_grads": jnp.full((3, 2), jnp.inf), "neighbor_params": jnp.where(
-        ARGS["delays"][:, None] > 0, jnp.nan, OTHERS)}
-    tx = asgd.predict_clip(optax.sgd(ETA), 0.0)
+@pytest.mark.parametrize("theta, expected", [
+    (0.0, CLIP), (1.0, 0.5 * X + 0.3 * OTHERS[1] - ETA * G)], ids=["clip", "predict"])
+def test_what_weighs_nothing_may_be_anything(x64, theta, expected):
+    late = ARGS["delays"][:, None] > 0
+    broken = {**ARGS, "past_grads": np.full((7, 2), np.inf),
+              "past_params": table(np.where(late, np.nan, OTHERS), np.nan)}
+    if theta:
+        broken["mixing"] = np.array([0.5, 0.3, 0.0])
+    tx = asgd.predict_clip(optax.sgd(ETA), theta)
     updates, _ = tx.update(jnp.asarray(G), tx.init(jnp.asarray(X)), jnp.asarray(X), **broken)
-    np.testing.assert_allclose(X + updates, CLIP, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(X + updates, expected, rtol=0, atol=1e-15)
+
+
+def test_theta_may_be_traced(x64):
+    def traced(theta):
+        tx = asgd.predict_clip(optax.sgd(ETA), theta, strength=LAMBDA, learning_rate=ETA)
+        return X + tx.update(jnp.asarray(G), tx.init(jnp.asarray(X)), jnp.asarray(X), **ARGS)[0]
+
+    for theta, expected in ((0.0, CLIP), (0.25, 0.25 * PRE + 0.75 * CLIP), (1.0, PRE)):
+        np.testing.assert_allclose(jax.jit(traced)(theta), expected, rtol=0, atol=1e-15)
 
 
 def test_a_reliable_neighbour_is_not_predicted(x64):
-    same = predict(OTHERS, jnp.full((3, 2), jnp.nan), TRAJECTORY, jnp.zeros(3, int), ETA, LAMBDA)
-    np.testing.assert_array_equal(same, OTHERS)
+    reliable = {**ARGS, "delays": np.zeros(3, int), "past_grads": np.full((7, 2), np.nan)}
+    tx = asgd.predict_clip(optax.sgd(ETA), 1.0)
+    updates, _ = tx.update(jnp.asarray(G), tx.init(jnp.asarray(X)), jnp.asarray(X), **reliable)
+    np.testing.assert_allclose(X + updates, ARGS["mixing"] @ OTHERS - ETA * G, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("options, words", [
@@ -152,7 +180,7 @@ def test_sgd_tells_its_rate(inner):
 @pytest.mark.parametrize("criterion", ["paper", "descent"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200, 1e308])
 def test_a_prediction_that_is_not_finite_is_never_chosen(x64, criterion, bad):
-    broken = {**ARGS, "neighbor_grads": jnp.asarray(GRADS).at[2].set(bad)}
+    broken = {**ARGS, "past_grads": table([[9.0], [9.0], [bad]], np.nan)}
     for gradient in (G, -G, PRE - CLIP, CLIP - PRE):
         tx = asgd.predict_clip(optax.sgd(ETA), criterion)
         updates, _ = tx.update(jnp.asarray(gradient), tx.init(jnp.asarray(X)), jnp.asarray(X),
