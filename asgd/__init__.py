@@ -7,8 +7,9 @@ import importlib
 
 _PUBLIC = {
     "asgd.cluster": ["Trace", "simulate"],
-    "asgd.emulation": ["EmulationResult", "GossipResult", "IndexedBatches", "NonFiniteLossError",
-                       "emulate", "emulate_gossip"],
+    "asgd.emulation": ["AveragingResult", "EmulationResult", "GossipResult", "IndexedBatches",
+                       "NonFiniteLossError",
+                       "emulate", "emulate_averaging", "emulate_gossip"],
     "asgd.transforms": [
         "read_row", "weighted_sum",
         "average_until_update", "compensate_delay", "consensus", "predict_clip",

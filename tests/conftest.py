@@ -1,5 +1,6 @@
-"""Eight emulated devices in one process, and float64 where a test asks for it."""
+"""Eight emulated devices in each process, and float64 where a test asks for it."""
 
+import os
 import tempfile
 
 import jax
@@ -7,11 +8,17 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Many tests compile the same small programs: each is compiled once a run.
-_CACHE = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# Many tests compile the same small programs: each is compiled once a run, in whatever process.
+_CACHE = "ASGD_TESTS_CACHE"
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.asgd_cache = tempfile.TemporaryDirectory()
+        os.environ[_CACHE] = config.asgd_cache.name
+    jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import importlib
 from asgd.emulation.emulate import EmulationResult, Emulator, emulate, make_emulator
 from asgd.emulation.feed import IndexedBatches
 from asgd.emulation.inputs import NonFiniteLossError
+from asgd.emulation.local_steps import AveragingEmulator, AveragingResult, emulate_averaging
 
 
 def __getattr__(name):

@@ -13,9 +13,10 @@ from asgd.cluster.graphs import Graph
 from asgd.emulation import inputs, ring
 from asgd.emulation.driver import Driver
 from asgd.emulation.feed import Feed
-from asgd.emulation.gossip import CHUNK, Gossip, plan_rounds
+from asgd.emulation.gossip import Gossip, plan_rounds
 from asgd.emulation.keys import keys_as_data
 from asgd.emulation.spmd import Spmd
+from asgd.emulation.sums import CHUNK
 from asgd.transforms.consensus import consensus
 from asgd.transforms.predict_clip import predict_clip
 

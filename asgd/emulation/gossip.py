@@ -18,13 +18,9 @@ from jax.extend import core
 
 from asgd.cluster.schedules import GossipSchedule
 from asgd.emulation import elementwise, ring
-from asgd.emulation.spmd import AXIS
-from asgd.emulation.sums import pairwise_sum
+from asgd.emulation.sums import sum_rows
 from asgd.emulation.waves import Waves
 from asgd.emulation.workers import Workers
-
-CHUNK = 64  # Elements that are summed on one device, whatever the number of devices.
-
 
 class GossipState(NamedTuple):
     """What the emulated agents remember between waves; trees are in the layout's form.
@@ -178,13 +174,10 @@ class Gossip(Workers):
         """Nothing: one agent's failure does not make the others' results worthless."""
 
     def sum_elements(self, tree: Any) -> Any:
-        """Returns the sum over each leaf of a tree in the layout's form, as scalars.
-
-        Chunks are summed where they lie, and their sums in order on every device, so that the
-        bits do not depend on the number of devices.
-        """
-        return jax.tree.map(lambda x, like: self._sum(x, like.size) if like.shape else x,
-                            tree, self._params)
+        """Returns the sum over each leaf of a tree in the layout's form, as scalars."""
+        return jax.tree.map(
+            lambda x, like: sum_rows(x[None], like.size, self._layout.num_parts)[0], tree,
+            self._params)
 
     def rows_of_round(self, rounds: int) -> np.ndarray:
         """Returns the rows of ``snapshots`` that hold the agents' parameters before a round."""
@@ -192,14 +185,6 @@ class Gossip(Workers):
 
     def _row(self, rounds, agents):
         return (rounds % self._num_slots * self.num_agents + agents).astype(np.int32)
-
-    def _sum(self, x, size):
-        # A product that comes to a barrier is rounded before, not fused with the sum.
-        x = lax.optimization_barrier(jnp.pad(x.ravel(), (0, -x.size % CHUNK)))
-        chunks = pairwise_sum(pairwise_sum(x.reshape(-1, CHUNK // 8, 8), 1), 1)
-        if self._layout.num_parts > 1:
-            chunks = lax.all_gather(chunks, AXIS, tiled=True)
-        return pairwise_sum(chunks[: -(-size // CHUNK)], 0)
 
     def _consensus_distance(self, snapshots, first):
         def squares(ring_):

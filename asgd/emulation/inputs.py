@@ -13,12 +13,10 @@ from asgd.cluster.trace import Trace
 class NonFiniteLossError(FloatingPointError):
     """A loss was infinite or not a number; `event`, `worker` and `staleness` say whose."""
 
-    def __init__(self, event: int, loss: float, trace: Trace):
-        self.event = event
-        self.worker = int(trace.worker[event])
-        self.staleness = int(trace.version[event] - trace.read_version[event])
-        super().__init__(f"loss is {loss} at event {event} (worker {self.worker}, "
-                         f"staleness {self.staleness})")
+    def __init__(self, event: int, loss: float, worker: int, staleness: int):
+        self.event, self.worker, self.staleness = event, worker, staleness
+        super().__init__(
+            f"loss is {loss} at event {event} (worker {worker}, staleness {staleness})")
 
 
 def check_losses(losses: np.ndarray, start: int, trace: Trace) -> None:
@@ -29,7 +27,9 @@ def check_losses(losses: np.ndarray, start: int, trace: Trace) -> None:
     applied = trace.applied[start:start + len(losses)]
     bad = np.flatnonzero(applied & ~np.isfinite(losses))
     if bad.size:
-        raise NonFiniteLossError(int(start + bad[0]), float(losses[bad[0]]), trace)
+        event = int(start + bad[0])
+        raise NonFiniteLossError(event, float(losses[bad[0]]), int(trace.worker[event]),
+                                 int(trace.version[event] - trace.read_version[event]))
 
 
 def check_arguments(tx, worker_tx, model_state_decay, snapshot_dtype=None, **counts) -> None:

@@ -74,21 +74,25 @@ def plan_waves(trace: Trace, width: int, cuts: Sequence[int] = (),
       [0 2 4] 2
     """
     read_slot, write_slot, num_slots = _plan_slots(trace)
-    return Plan(width, _pack(trace, width, cuts, distinct_workers), read_slot, write_slot,
-                num_slots)
+    first = pack(_earliest(trace, distinct_workers), width, cuts)
+    return Plan(width, first, read_slot, write_slot, num_slots)
 
 
-def _pack(trace, width, cuts, distinct_workers):
-    num_events = len(trace)
+def pack(earliest: np.ndarray, width: int, cuts: Sequence[int] = ()) -> np.ndarray:
+    """Packs events greedily, in order.
+
+    Args:
+      earliest: int [T], the first event that may start a wave which has the event in it.
+      width: most events a wave may have.
+      cuts: event numbers at which a wave must start.
+
+    Returns:
+      ``Waves.first``.
+    """
+    num_events = len(earliest)
     if width == 1:
         return np.arange(num_events + 1)
-    # earliest[e]: the first event that may start a wave which has e in it.
-    earliest = np.searchsorted(trace.version, trace.read_version)
-    if distinct_workers:
-        by_worker = np.argsort(trace.worker, kind="stable")
-        same = trace.worker[by_worker][1:] == trace.worker[by_worker][:-1]
-        later, before = by_worker[1:][same], by_worker[:-1][same]
-        earliest[later] = np.maximum(earliest[later], before + 1)
+    earliest = np.array(earliest, np.int64)
     cuts = np.asarray([c for c in cuts if 0 <= c < num_events], np.int64)
     earliest[cuts] = cuts
     # A cut bounds every later event too.
@@ -99,6 +103,16 @@ def _pack(trace, width, cuts, distinct_workers):
             first.append(event)
             start = event
     return np.asarray(first + [num_events] * (num_events > 0), np.int64)
+
+
+def _earliest(trace, distinct_workers):
+    earliest = np.searchsorted(trace.version, trace.read_version)
+    if distinct_workers:
+        by_worker = np.argsort(trace.worker, kind="stable")
+        same = trace.worker[by_worker][1:] == trace.worker[by_worker][:-1]
+        later, before = by_worker[1:][same], by_worker[:-1][same]
+        earliest[later] = np.maximum(earliest[later], before + 1)
+    return earliest
 
 
 def _plan_slots(trace):

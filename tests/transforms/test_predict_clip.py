@@ -52,7 +52,7 @@ def step(theta, inner=None, gradient=G, count=0, **options):
     (dict(theta=lambda count: 1.0 / (1.0 + count), count=3), 0.25 * PRE + 0.75 * CLIP),
     (dict(theta=1.0, warmup_rounds=1), ARGS["mixing"] @ OTHERS - ETA * G),
     (dict(theta=1.0, warmup_rounds=1, count=1), PRE),
-], ids=str)
+], ids=["predict", "clip", "both", "one gradient", "schedule", "warm-up", "after warm-up"])
 def test_by_hand(x64, options, expected):
     np.testing.assert_allclose(step(**options), expected, rtol=0, atol=1e-15)
 
