@@ -12,8 +12,8 @@ _PUBLIC = {
                        "emulate", "emulate_averaging", "emulate_gossip"],
     "asgd.transforms": [
         "read_row", "weighted_sum",
-        "average_until_update", "compensate_delay", "consensus", "predict_clip",
-        "scale_by_staleness",
+        "average_until_update", "compensate_delay", "consensus", "delayed_nesterov",
+        "predict_clip", "scale_by_staleness",
         "dc_asgd_a", "dc_asgd_c", "staleness_aware_sgd",
         "constant", "delay_adaptive", "exponential", "hinge", "inverse", "polynomial",
     ],

@@ -12,7 +12,8 @@ def get_config():
     config = config_dict.ConfigDict()
     config.seed = 0
     # With a server: sgd, ssgd, asgd, staleness_aware, dc_asgd_c or dc_asgd_a. Decentralised: dsgd,
-    # p_asgd, c_asgd, pc_asgd, pc_asgd_pv or ad_psgd. Sets protocol and transformations.
+    # p_asgd, c_asgd, pc_asgd, pc_asgd_pv or ad_psgd. By local steps: delayed_averaging, local_sgd,
+    # elastic_averaging or async_diloco. Sets protocol and transformations.
     config.algorithm = "staleness_aware"
 
     config.dataset = config_dict.ConfigDict()
@@ -61,6 +62,20 @@ def get_config():
     config.cluster.pull_time = 0.0
     config.cluster.push_time = 0.0
     config.trace_path = ""  # Replay this trace or schedule (.npz or .csv) instead of making one.
+
+    config.averaging = config_dict.ConfigDict()  # Algorithms of local steps.
+    config.averaging.period = 8  # Local steps between two merges; async_diloco: of the fastest.
+    # delayed_averaging: cyclic, or whenever_ready (when every worker has an update).
+    config.averaging.schedule = "cyclic"
+    config.averaging.delay = config_dict.placeholder(int)  # cyclic: steps till the mean is taken;
+    config.averaging.max_drift = 16  # None is period. whenever_ready: workers wait beyond it.
+    config.averaging.merge_time = 0.0  # Virtual seconds from sending updates to having the copy.
+    config.averaging.outer_learning_rate = 1.0  # Of the server, on minus the mean update.
+    config.averaging.outer_momentum = 0.0  # Nesterov's; async_diloco: delayed Nesterov, of which
+    config.averaging.spread = 0.0  # so much (0 to 1) is spread over the updates in between.
+    config.averaging.proportional_steps = True  # async_diloco: slow workers do fewer in a period.
+    config.averaging.elasticity = config_dict.placeholder(float)  # None: 0.9 / num_workers.
+    config.averaging.linear_scaling = False  # learning_rate times num_workers; warm-up from 1 times.
 
     config.gossip = config_dict.ConfigDict()  # Decentralised algorithms; `cluster` is not used then.
     # two_cliques, ring, torus, complete, star or erdos_renyi.

@@ -143,7 +143,9 @@ class Averaging(Workers):
 
         def act(i, state):
             action, member = event.action[i], event.member[i]
-            for kind, do in ((MERGE, self._merge), (MEASURE, self._measure)):
+            for kind, do in {MERGE: self._merge, MEASURE: self._measure}.items():
+                if kind not in self._schedule.action:
+                    continue
                 state = lax.fori_loop(0, (action == kind).astype(int), do, state)
             moves = (action == TAKE) | (action == RELEASE)
             return lax.fori_loop(

@@ -8,8 +8,9 @@ import optax
 
 from asgd import transforms
 from asgd.cluster import Trace, protocols, simulate, timing
-from asgd.training.runs import GossipRun, ServerRun
+from asgd.training.server_run import ServerRun
 from asgd.training.validation import (
+    AVERAGING_ALGORITHMS,
     GOSSIP_ALGORITHMS,
     ConfigError,
     check_trace,
@@ -18,7 +19,7 @@ from asgd.training.validation import (
 from asgd.workloads import datasets, models, sampling, task as task_lib
 
 
-def build(config: Any) -> ServerRun | GossipRun:
+def build(config: Any) -> Any:
     """Builds a run; see the fields in ``configs/default.py``.
 
     Raises:
@@ -38,6 +39,10 @@ def build(config: Any) -> ServerRun | GossipRun:
             len(dataset.train["label"]), config.batch_size, config.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if config.algorithm in AVERAGING_ALGORITHMS:
+        from asgd.training import build_averaging
+
+        return build_averaging.build(config, task, sampler, worker_tx)
     trace = make_trace(config, sampler.num_examples)
     return ServerRun(task, sampler, trace, make_tx(config, trace, sampler.num_examples), worker_tx,
                      config.batch_size)
@@ -61,18 +66,23 @@ def make_trace(config: Any, num_examples: int) -> Trace:
         "softsync": lambda: protocols.softsync(cluster.softsync_n, pull=cluster.pull),
         "asynchronous": lambda: protocols.asynchronous(pull=cluster.pull),
     }[protocol_of(config)]()
-    compute = cluster.compute_time
-    slowdown = np.resize(cluster.slowdown, cluster.num_workers) if cluster.slowdown else None
-    try:
-        clock = timing.Timing(
-            timing.from_name(compute.distribution, compute.mean, compute.cv),
-            pull=cluster.pull_time, push=cluster.push_time, slowdown=slowdown)
-    except ValueError as error:
-        raise ConfigError(f"cluster.compute_time: {error}") from None
+    clock = make_timing(config)
     try:
         return simulate(protocol, clock, cluster.num_workers, wanted, config.seed)
     except ValueError as error:
         raise ConfigError(f"cluster: {error}") from None
+
+
+def make_timing(config: Any) -> timing.Timing:
+    """Builds the cluster's timing."""
+    cluster, compute = config.cluster, config.cluster.compute_time
+    slowdown = np.resize(cluster.slowdown, cluster.num_workers) if cluster.slowdown else None
+    try:
+        return timing.Timing(
+            timing.from_name(compute.distribution, compute.mean, compute.cv),
+            pull=cluster.pull_time, push=cluster.push_time, slowdown=slowdown)
+    except ValueError as error:
+        raise ConfigError(f"cluster.compute_time: {error}") from None
 
 
 def num_gradients(config: Any, num_examples: int) -> Optional[int]:
@@ -120,16 +130,19 @@ def make_tx(config: Any, trace: Trace, num_examples: int):
     return transforms.staleness_aware_sgd(rate, rule="constant", **options)
 
 
-def make_schedule(config: Any, updates_at: Callable[[float], int],
-                  num_updates: int) -> optax.ScalarOrSchedule:
+def make_schedule(config: Any, updates_at: Callable[[float], int], num_updates: int, *,
+                  factor: Optional[float] = None) -> optax.ScalarOrSchedule:
     """Builds the learning rate over updates.
 
     Args:
       config: with ``learning_rate``, ``schedule`` and what belongs to it.
       updates_at: function from epochs, passes of applied samples, to updates made by then.
       num_updates: updates of the run.
+      factor: of linear scaling, on the whole schedule; warm-up then begins at the unscaled rate,
+        and not at 0.
     """
-    rate = config.learning_rate
+    rate = config.learning_rate * (factor or 1)
+    least = 1 / factor if factor else 0.0
     if config.schedule == "step":
         schedule = optax.piecewise_constant_schedule(
             rate, _drops(config, updates_at, config.schedule_factor))
@@ -143,7 +156,7 @@ def make_schedule(config: Any, updates_at: Callable[[float], int],
 
     def warmed(count):
         now = schedule(count) if callable(schedule) else schedule
-        return now * jnp.minimum(1.0, (count + 1) / warmup)
+        return now * (least + (1 - least) * jnp.minimum(1.0, (count + 1) / warmup))
 
     return warmed
 

@@ -9,7 +9,7 @@ import optax
 from asgd.cluster import graphs, schedules
 from asgd.emulation.decentralized import THETA, make_gossip_tx
 from asgd.training import build as build_server
-from asgd.training.runs import GossipRun
+from asgd.training.gossip_run import GossipRun
 from asgd.training.validation import ConfigError
 from asgd.workloads import sampling, task as task_lib
 

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from asgd.training.build import build
 from asgd.training.checkpoints import Checkpoints
 from asgd.training.metrics import MetricsWriter
-from asgd.training.runs import GossipRun, ServerRun
 from asgd.training.validation import ConfigError, check_unchanged, validate
 
 log = logging.getLogger("asgd")
@@ -42,7 +41,7 @@ def use_compilation_cache() -> None:
 class Cuts:
     """The events at which a run stops for a moment, and why."""
 
-    def __init__(self, config: Any, run: ServerRun | GossipRun):
+    def __init__(self, config: Any, run: Any):
         total, passes = run.num_events, run.passes
         if passes[-1] / config.evaluate_every_epochs > total:
             raise ConfigError("evaluate_every_epochs must be at least one gradient, "
@@ -70,7 +69,8 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     Returns:
       The run's last line: ``eval_accuracy``, ``eval_loss``, ``gradients``, ``updates``,
       ``virtual_time``, ``gradients_per_second``, ``workdir`` and ``params_digest``; decentralised
-      also ``eval_accuracy_worst`` (of the agents) and ``consensus_distance``.
+      also ``eval_accuracy_worst`` (of the agents) and ``consensus_distance``; with averaging
+      ``idle_fraction``, ``discrepancy`` and what the average of the workers reaches.
 
     Raises:
       ConfigError: for a field that cannot be used, before anything is written.

@@ -20,6 +20,7 @@ ALGORITHMS = {
     "dc_asgd_a": ("asynchronous", "softsync"),
 }
 GOSSIP_ALGORITHMS = ("dsgd", "p_asgd", "c_asgd", "pc_asgd", "pc_asgd_pv", "ad_psgd")
+AVERAGING_ALGORITHMS = ("delayed_averaging", "local_sgd", "elastic_averaging", "async_diloco")
 PROTOCOLS = ("asynchronous", "softsync", "hardsync")
 
 
@@ -38,7 +39,7 @@ def protocol_of(config: Any) -> str:
 
 def validate(config: Any) -> None:
     """Raises ConfigError for the first field that is wrong or does not fit another."""
-    _one_of(config, "algorithm", (*ALGORITHMS, *GOSSIP_ALGORITHMS))
+    _one_of(config, "algorithm", (*ALGORITHMS, *GOSSIP_ALGORITHMS, *AVERAGING_ALGORITHMS))
     _one_of(config, "dataset.name", datasets.NAMES)
     _one_of(config, "model.name", models.NAMES)
     _one_of(config, "schedule", ("constant", "cosine", "step"))
@@ -79,6 +80,8 @@ def validate(config: Any) -> None:
     _lengths(config)
     if config.algorithm in GOSSIP_ALGORITHMS:
         _gossip(config)
+    elif config.algorithm in AVERAGING_ALGORITHMS:
+        _averaging(config)
     else:
         _combinations(config)
     _rule(config)
@@ -120,6 +123,10 @@ def _combinations(config):
         raise ConfigError(f"cluster.softsync_n={cluster.softsync_n} and cluster.protocol="
                           f"{protocol_of(config)!r} (algorithm={algorithm!r}) do not fit: "
                           "softsync_n is for softsync")
+    _slowdown(cluster)
+
+
+def _slowdown(cluster):
     if len(cluster.slowdown) > cluster.num_workers > 1:
         raise ConfigError(f"cluster.slowdown has {len(cluster.slowdown)} factors, but "
                           f"cluster.num_workers={cluster.num_workers}")
@@ -145,12 +152,41 @@ def _gossip(config):
         _number(config, name, least=0, most=1)
     _number(config, "gossip.strength")
     _number(config, "gossip.warmup_epochs", least=0)
+    _needs_gradients_at_server(config)
+
+
+def _averaging(config):
+    _one_of(config, "averaging.schedule", ("cyclic", "whenever_ready"))
+    for name in ("averaging.period", "averaging.max_drift"):
+        _number(config, name, least=1)
+    for name in ("averaging.merge_time", "averaging.outer_learning_rate"):
+        _number(config, name, least=0)
+    _number(config, "averaging.outer_momentum", least=0, below=1)
+    _number(config, "averaging.spread", least=0, most=1)
+    fields = config.averaging
+    if fields.delay is not None:
+        _number(config, "averaging.delay", least=0, most=fields.period)
+    if fields.elasticity is not None:
+        _number(config, "averaging.elasticity", least=0, most=1)
+    for name in ("cluster.pull_time", "cluster.push_time"):
+        if _get(config, name):
+            raise ConfigError(f"{name}={_get(config, name)!r} and algorithm={config.algorithm!r} do "
+                              "not fit: communication takes averaging.merge_time")
+    if config.cluster.protocol != "auto" or config.cluster.softsync_n:
+        raise ConfigError(f"cluster.protocol={config.cluster.protocol!r}, cluster.softsync_n="
+                          f"{config.cluster.softsync_n} and algorithm={config.algorithm!r} do not "
+                          "fit: its protocol is under averaging")
+    _slowdown(config.cluster)
+    _needs_gradients_at_server(config)
+
+
+def _needs_gradients_at_server(config):
     fixed = {"emulation.backend": ("debug",), "emulation.snapshot_dtype": ("bfloat16", "float16"),
              "emulation.events_per_device": range(2, 2**31)}
     for name, refused in fixed.items():
         if _get(config, name) in refused:
             raise ConfigError(f"{name}={_get(config, name)!r} and algorithm={config.algorithm!r} do "
-                              "not fit: it is for algorithms with a server")
+                              "not fit: it is for algorithms whose gradients go to a server")
 
 
 def _rule(config):

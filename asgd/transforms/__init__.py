@@ -20,6 +20,7 @@ from asgd.transforms.aliases import dc_asgd_a, dc_asgd_c, staleness_aware_sgd
 from asgd.transforms.average_until_update import AverageUntilUpdateState, average_until_update
 from asgd.transforms.compensate_delay import CompensateDelayState, compensate_delay
 from asgd.transforms.consensus import consensus
+from asgd.transforms.delayed_nesterov import DelayedNesterovState, delayed_nesterov
 from asgd.transforms.predict_clip import PredictClipState, predict_clip
 from asgd.transforms.rows import read_row, weighted_sum
 from asgd.transforms.staleness import (

@@ -22,3 +22,8 @@ def numpy_server():
 @pytest.fixture(scope="session")
 def numpy_gossip():
     return _load("numpy_gossip")
+
+
+@pytest.fixture(scope="session")
+def numpy_averaging():
+    return _load("numpy_averaging")

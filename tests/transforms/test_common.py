@@ -29,6 +29,8 @@ UNDER_TEST = {
         asgd.dc_asgd_a, {"learning_rate": 0.1, "num_workers": 3, "nesterov": True,
                          "momentum": 0.5}, "learning_rate"),
     "consensus": (lambda rate: asgd.consensus(optax.sgd(rate, 0.9)), {"rate": 0.1}, "rate"),
+    "delayed_nesterov": (
+        asgd.delayed_nesterov, {"learning_rate": 0.1, "every": 2, "spread": 0.2}, "learning_rate"),
     "predict_clip": (
         lambda rate: asgd.predict_clip(optax.sgd(rate, 0.9), 0.3), {"rate": 0.1}, "rate"),
     "predict_clip_chosen": (

@@ -1,0 +1,120 @@
+"""What the training loop needs to know of training by local steps and averaging."""
+
+import dataclasses
+import functools
+from typing import Any, Optional
+
+import jax
+import numpy as np
+import optax
+
+from asgd.cluster.averaging import MERGE, AveragingSchedule
+from asgd.emulation import AveragingEmulator
+from asgd.training.validation import ConfigError
+from asgd.workloads import sampling, task as task_lib
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AveragingRun:
+    """Local steps whose sums a server averages; attributes as for `ServerRun`, and:
+
+    Attributes:
+      schedule: who computes and what happens when; saved as ``schedule.npz``.
+      tx: the workers' transformation.
+      outer_tx: the server's, or None.
+      elasticity: of elastic averaging, or None.
+    """
+
+    task: task_lib.Task
+    sampler: sampling.EventSampler
+    schedule: AveragingSchedule
+    tx: optax.GradientTransformation
+    outer_tx: Optional[optax.GradientTransformation]
+    elasticity: Optional[float]
+    worker_tx: Optional[optax.GradientTransformation]
+    batch_size: int
+
+    record = "schedule.npz"
+    unit = 1
+
+    @property
+    def num_events(self) -> int:
+        return len(self.schedule)
+
+    @property
+    def passes(self) -> np.ndarray:
+        return np.arange(1, self.num_events + 1) * (self.batch_size / self.sampler.num_examples)
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        return {"updates": self.schedule.num_merges, **self._times(self.num_events)}
+
+    def check_record(self, path: Any) -> None:
+        """Raises ConfigError when a run at ``path`` followed another schedule."""
+        if path.exists() and AveragingSchedule.load(path) != self.schedule:
+            raise ConfigError("workdir holds a run of another schedule than trace_path has now: "
+                              "choose a new workdir")
+
+    def save_record(self, path: Any) -> None:
+        self.schedule.save(path)
+
+    def __str__(self):
+        return f"Schedule\n{self.schedule}"
+
+    def emulator(self, params: Any, model_state: Any, config: Any, cuts: list[int]) -> Any:
+        """Returns what executes the run."""
+        options = config.emulation
+        return AveragingEmulator(
+            self.task.loss_fn, self.tx, params, self.schedule, self.task.batches(self.sampler),
+            outer_tx=self.outer_tx, elasticity=self.elasticity, num_devices=options.num_devices,
+            backend=options.backend, layout=options.layout,
+            waves_per_call=options.waves_per_call or None, worker_tx=self.worker_tx,
+            seed=config.seed, model_state=model_state,
+            model_state_decay=config.model_state_decay, cuts=cuts)
+
+    def where(self, event: int) -> str:
+        """Returns an event in words."""
+        return (f"event {event} (worker {self.schedule.worker[event]}, drift "
+                f"{self._drift[event]})")
+
+    def summary(self, start: int, stop: int, losses: np.ndarray) -> dict[str, Any]:
+        """Returns the metrics of the events ``start .. stop - 1``."""
+        schedule, drift = self.schedule, self._drift[start:stop]
+        merges = schedule.after[schedule.action == MERGE]
+        return {
+            "updates": int(np.searchsorted(merges, stop, side="right")),
+            **self._times(stop),
+            "idle_time_workers": np.bincount(
+                schedule.worker[:stop], schedule.waits[:stop], schedule.num_workers).tolist(),
+            "epoch": stop * self.batch_size / self.sampler.num_examples,
+            "loss": float(np.mean(losses, dtype=np.float64)),
+            "staleness_mean": float(drift.mean()),
+            "drift_max": int(drift.max()),
+        }
+
+    def evaluate(self, emulator: Any, state: Any) -> dict[str, Any]:
+        """Returns the metrics of the server's copy, and of the average of the workers."""
+        def mean(tree):
+            return jax.tree.map(
+                lambda x: np.mean(x, axis=0, dtype=np.float64).astype(x.dtype), tree)
+
+        statistics = mean(emulator.model_state(state))
+        average = self.task.evaluate(mean(emulator.worker_params(state)), statistics)
+        measured = emulator.discrepancy(state)
+        return {
+            **self.task.evaluate(emulator.params(state), statistics),
+            **{f"{name}_average": value for name, value in average.items()},
+            **({"discrepancy": float(measured[-1])} if len(measured) else {}),
+        }
+
+    def _times(self, stop):
+        """Returns the virtual time, and which part of it workers were idle so far."""
+        schedule = self.schedule
+        busy = (schedule.finish_time - schedule.start_time)[:stop].sum()
+        idle = schedule.waits[:stop].sum()
+        return {"virtual_time": float(schedule.finish_time[:stop].max()),
+                "idle_fraction": float(idle / max(busy + idle, np.finfo(float).tiny))}
+
+    @functools.cached_property
+    def _drift(self):
+        return self.schedule.drift
