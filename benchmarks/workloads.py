@@ -3,7 +3,6 @@
 import functools
 from typing import Any, Callable, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,27 +36,6 @@ class Workload(NamedTuple):
         return len(jax.tree.leaves(self.batches)[0])
 
 
-class Transformer(nn.Module):
-    """A decoder on characters, 4.8 million parameters: 6 layers of width 256, 4 heads."""
-
-    vocabulary: int = 128
-    width: int = 256
-    layers: int = 6
-
-    @nn.compact
-    def __call__(self, tokens, train):
-        del train
-        x = nn.Embed(self.vocabulary, self.width)(tokens)
-        x += self.param("position", nn.initializers.normal(0.02), (tokens.shape[1], self.width))
-        mask = nn.make_causal_mask(tokens)
-        for _ in range(self.layers):
-            y = nn.LayerNorm()(x)
-            x += nn.MultiHeadDotProductAttention(4)(y, mask=mask)
-            y = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
-            x += nn.Dense(self.width)(nn.gelu(y))
-        return nn.Dense(self.vocabulary)(nn.LayerNorm()(x))
-
-
 def make(name: str, num_gradients: int, hidden: tuple[int, ...] = (256, 256)) -> Workload:
     """Makes a workload.
 
@@ -70,7 +48,7 @@ def make(name: str, num_gradients: int, hidden: tuple[int, ...] = (256, 256)) ->
     batch_size = 8 if name == "transformer" else 32
     rng = np.random.default_rng(0)
     if name == "transformer":
-        model = Transformer()
+        model = models.create("transformer", 128, width=256, layers=6)  # 4.8 million parameters.
         tokens = rng.integers(0, 128, (num_gradients, batch_size, 65)).astype(np.int32)
         batches = (tokens[..., :-1], tokens[..., 1:])
     else:

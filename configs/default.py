@@ -17,12 +17,17 @@ def get_config():
     config.algorithm = "staleness_aware"
 
     config.dataset = config_dict.ConfigDict()
-    config.dataset.name = "digits"  # digits, mnist or cifar10.
+    config.dataset.name = "digits"  # digits, mnist, cifar10, tiny_shakespeare or text.
     config.dataset.data_dir = ""  # Of prepared TFDS data; "" is TFDS's own default.
     config.dataset.augment = False  # Pad, crop and flip.
+    config.dataset.path = ""  # text: the file; its last tenth is for testing.
+    config.dataset.length = 64  # Of text: characters that are predicted in an example.
     config.model = config_dict.ConfigDict()
-    config.model.name = "mlp"  # mlp, cnn or resnet20.
+    config.model.name = "mlp"  # mlp, cnn or resnet20; transformer for text.
     config.model.hidden = (128,)  # Widths of the MLP's hidden layers.
+    config.model.width = 128  # Of the transformer.
+    config.model.layers = 2
+    config.model.heads = 4
 
     config.batch_size = 16  # Per worker and gradient.
     config.num_epochs = config_dict.placeholder(float)  # Passes over the training set.

@@ -16,7 +16,7 @@ from asgd.training.validation import (
     check_trace,
     protocol_of,
 )
-from asgd.workloads import datasets, models, sampling, task as task_lib
+from asgd.workloads import datasets, models, sampling, task as task_lib, text
 
 
 def build(config: Any) -> Any:
@@ -25,18 +25,15 @@ def build(config: Any) -> Any:
     Raises:
       ConfigError: naming the field that does not fit the data or the trace.
     """
-    dataset = datasets.load(config.dataset.name, config.dataset.data_dir or None)
-    options = {"hidden": tuple(config.model.hidden)} if config.model.name == "mlp" else {}
-    model = models.create(config.model.name, dataset.num_classes, **options)
+    task = make_task(config)
     worker_tx = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else None
-    task = task_lib.make_task(dataset, model, augment=config.dataset.augment)
     if config.algorithm in GOSSIP_ALGORITHMS:
         from asgd.training import build_gossip  # Imports networkx.
 
         return build_gossip.build(config, task, worker_tx)
     try:
         sampler = sampling.EventSampler(
-            len(dataset.train["label"]), config.batch_size, config.seed)
+            task.num_examples, config.batch_size, config.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if config.algorithm in AVERAGING_ALGORITHMS:
@@ -46,6 +43,23 @@ def build(config: Any) -> Any:
     trace = make_trace(config, sampler.num_examples)
     return ServerRun(task, sampler, trace, make_tx(config, trace, sampler.num_examples), worker_tx,
                      config.batch_size)
+
+
+def make_task(config: Any) -> task_lib.Task:
+    """Loads the data and builds the model."""
+    fields, data = config.model, config.dataset
+    if data.name in text.NAMES:
+        try:
+            dataset = text.load(data.name, data.length, data.data_dir or None, data.path)
+        except ValueError as error:
+            raise ConfigError(f"dataset: {error}") from None
+        return text.TextTask(dataset, models.create(
+            fields.name, text.VOCABULARY, width=fields.width, layers=fields.layers,
+            heads=fields.heads))
+    dataset = datasets.load(data.name, data.data_dir or None)
+    options = {"hidden": tuple(fields.hidden)} if fields.name == "mlp" else {}
+    model = models.create(fields.name, dataset.num_classes, **options)
+    return task_lib.make_task(dataset, model, augment=data.augment)
 
 
 def make_trace(config: Any, num_examples: int) -> Trace:

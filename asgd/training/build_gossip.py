@@ -21,8 +21,11 @@ def build(config: Any, task: task_lib.Task,
     Raises:
       ConfigError: naming the field that does not fit the graph or the data.
     """
-    labels = task.dataset.train["label"]
-    wanted = build_server.num_gradients(config, len(labels))
+    num_examples, by_label = task.num_examples, config.gossip.split == "label"
+    if by_label and task.labels is None:
+        raise ConfigError(f"gossip.split='label' and dataset.name={config.dataset.name!r} do not fit: "
+                          "its examples have no label")
+    wanted = build_server.num_gradients(config, num_examples)
     schedule = make_schedule(config, wanted)
     num_agents = schedule.graph.num_agents
     num_rounds = -(-wanted // num_agents)
@@ -31,11 +34,11 @@ def build(config: Any, task: task_lib.Task,
                           f"the run has {num_rounds}")
     try:
         sampler = sampling.AgentSampler(
-            len(labels), config.batch_size, num_agents, config.seed,
-            labels if config.gossip.split == "label" else None)
+            num_examples, config.batch_size, num_agents, config.seed,
+            task.labels if by_label else None)
     except ValueError as error:
         raise ConfigError(f"gossip: {error}") from None
-    return GossipRun(task, sampler, schedule, num_rounds, make_tx(config, len(labels), num_agents,
+    return GossipRun(task, sampler, schedule, num_rounds, make_tx(config, num_examples, num_agents,
                      num_rounds), worker_tx, config.batch_size)
 
 

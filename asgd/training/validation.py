@@ -8,7 +8,7 @@ import numpy as np
 
 from asgd.cluster import Trace, timing
 from asgd.transforms import rule_from_text
-from asgd.workloads import datasets, models
+from asgd.workloads import datasets, models, text
 
 ALGORITHMS = {
     # algorithm: the protocols that make sense with it, the first by default.
@@ -40,8 +40,11 @@ def protocol_of(config: Any) -> str:
 def validate(config: Any) -> None:
     """Raises ConfigError for the first field that is wrong or does not fit another."""
     _one_of(config, "algorithm", (*ALGORITHMS, *GOSSIP_ALGORITHMS, *AVERAGING_ALGORITHMS))
-    _one_of(config, "dataset.name", datasets.NAMES)
+    _one_of(config, "dataset.name", (*datasets.NAMES, *text.NAMES))
     _one_of(config, "model.name", models.NAMES)
+    if (config.dataset.name in text.NAMES) != (config.model.name == "transformer"):
+        raise ConfigError(f"dataset.name={config.dataset.name!r} and model.name="
+                          f"{config.model.name!r} do not fit: the transformer is for text")
     _one_of(config, "schedule", ("constant", "cosine", "step"))
     _one_of(config, "cluster.protocol", ("auto",) + PROTOCOLS)
     _one_of(config, "cluster.pull", ("after", "before"))
@@ -51,6 +54,7 @@ def validate(config: Any) -> None:
     _one_of(config, "emulation.snapshot_dtype", ("", "bfloat16", "float16"))
 
     for name in ("batch_size", "cluster.num_workers", "emulation.num_devices",
+                 "dataset.length", "model.width", "model.layers", "model.heads",
                  "emulation.events_per_device", "log_every", "checkpoint.every_gradients",
                  "checkpoint.keep"):
         _number(config, name, least=1)
@@ -75,6 +79,9 @@ def validate(config: Any) -> None:
                           f"{config.dataset.name!r}: crops and flips change what a digit is")
     if not all(isinstance(width, int) for width in config.model.hidden):
         raise ConfigError(f"model.hidden must hold integers, got {tuple(config.model.hidden)}")
+    if config.model.width % config.model.heads:
+        raise ConfigError(f"model.width={config.model.width} must be a multiple of model.heads="
+                          f"{config.model.heads}")
     if config.nesterov and not config.momentum:
         raise ConfigError("nesterov=True and momentum=0 do not fit: Nesterov's needs a momentum")
     _lengths(config)

@@ -145,19 +145,9 @@ def _load_digits():
 
 
 def _load_tfds(name, split, data_dir):
-    # TFDS imports its readers late, and its own messages about them do not say what to install.
-    tfds = _require("tensorflow_datasets", "tensorflow-datasets")
-    _require("importlib_resources", "importlib_resources")
-    _require("array_record.python.array_record_data_source", "array_record")
     if importlib.util.find_spec("cv2") is None:
         _require("PIL.Image", "pillow")
-    try:
-        source = tfds.data_source(name, split=split, data_dir=data_dir, download=False)
-    except (KeyError, NotImplementedError, ValueError) as error:
-        # The three ways in which TFDS says that there is no data, or not in such a format.
-        said = f"{error}".strip().partition("\n")[0]
-        raise DatasetNotPrepared(
-            f"{_how_to_prepare(name, data_dir)}; TFDS says: {said}") from error
+    source = tfds_source(name, split, data_dir)
     first = source[0]["image"]
     image = np.empty((len(source), *first.shape), np.uint8)
     label = np.empty(len(source), np.int32)
@@ -165,6 +155,26 @@ def _load_tfds(name, split, data_dir):
         image[i] = example["image"]
         label[i] = example["label"]
     return {"image": image, "label": label}
+
+
+def tfds_source(name: str, split: str, data_dir: str | None):
+    """Returns the prepared examples of a TFDS data set, a sequence of dicts.
+
+    Raises:
+        DatasetNotPrepared: If TFDS has no readable copy; the message says how to make one.
+        ImportError: If a package that reads the data is missing; the message names it.
+    """
+    # TFDS imports its readers late, and its own messages about them do not say what to install.
+    tfds = _require("tensorflow_datasets", "tensorflow-datasets")
+    _require("importlib_resources", "importlib_resources")
+    _require("array_record.python.array_record_data_source", "array_record")
+    try:
+        return tfds.data_source(name, split=split, data_dir=data_dir, download=False)
+    except (KeyError, NotImplementedError, ValueError) as error:
+        # The three ways in which TFDS says that there is no data, or not in such a format.
+        said = f"{error}".strip().partition("\n")[0]
+        raise DatasetNotPrepared(
+            f"{_how_to_prepare(name, data_dir)}; TFDS says: {said}") from error
 
 
 def _how_to_prepare(name, data_dir):

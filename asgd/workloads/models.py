@@ -1,6 +1,6 @@
-"""Image classifiers as plain Flax Linen modules.
+"""Image classifiers as plain Flax Linen modules, and models by name.
 
-All take float32 images [b, H, W, C] and return float32 logits [b, num_classes]. `train` only
+All classifiers take float32 images [b, H, W, C] and return float32 logits [b, num_classes]. `train` only
 matters to batch normalisation.
 """
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from asgd.workloads.transformer import Transformer
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -138,7 +140,7 @@ def _batch_norm(train, name):
     return nn.BatchNorm(use_running_average=not train, momentum=0.0, name=name)
 
 
-_MODELS = {"cnn": SmallCNN, "mlp": MLP, "resnet20": ResNet20}
+_MODELS = {"cnn": SmallCNN, "mlp": MLP, "resnet20": ResNet20, "transformer": Transformer}
 NAMES = tuple(_MODELS)
 
 
@@ -146,7 +148,7 @@ def create(name: str, num_classes: int, **kwargs) -> nn.Module:
     """Builds a model by name.
 
     Args:
-        name: `"mlp"`, `"cnn"` or `"resnet20"`.
+        name: `"mlp"`, `"cnn"`, `"resnet20"`, or of text `"transformer"`.
         num_classes: Number of classes.
         **kwargs: Further attributes of the model, such as `hidden` of the MLP.
 

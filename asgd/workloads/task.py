@@ -36,6 +36,20 @@ class Task:
     augment: bool
     has_model_state: bool
 
+    @property
+    def num_examples(self) -> int:
+        """Training examples."""
+        return len(next(iter(self.dataset.train.values())))
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [num_examples], or None where examples have no label."""
+        return self.dataset.train.get("label")
+
+    @property
+    def predictions_per_example(self) -> int:
+        return 1
+
     def init(self, seed: int) -> tuple[Any, Any]:
         """Draws initial parameters.
 
@@ -110,7 +124,7 @@ class Task:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
-        total = len(self.dataset.test["label"])
+        total = len(next(iter(self.dataset.test.values())))
         loss, correct = 0.0, 0
         for start in range(0, total, batch_size):
             rows = np.arange(start, start + batch_size)
@@ -120,6 +134,7 @@ class Task:
             sums = jax.device_get(self._compiled_eval(params, model_state, batch, mask))
             loss += float(sums["loss"])
             correct += int(sums["correct"])
+        total *= self.predictions_per_example
         return {"eval_loss": loss / total, "eval_accuracy": correct / total}
 
     def batches(self, sampler: EventSampler | AgentSampler) -> IndexedBatches:
@@ -135,10 +150,10 @@ class Task:
         Raises:
             ValueError: If the sampler counts other examples than the training set has.
         """
-        total = len(self.dataset.train["label"])
-        if sampler.num_examples != total:
-            raise ValueError(f"sampler.num_examples must be {total}, the training images of "
-                             f"{self.dataset.name}, not {sampler.num_examples}")
+        if sampler.num_examples != self.num_examples:
+            raise ValueError(
+                f"sampler.num_examples must be {self.num_examples}, the training examples of "
+                f"{self.dataset.name}, not {sampler.num_examples}")
 
         return IndexedBatches(self.dataset.train, sampler.indices)
 

@@ -180,3 +180,19 @@ def test_a_schedule_of_another_algorithm_or_length_is_refused(config, tmp_path):
 def test_every_algorithm_is_known_once():
     names = [*validation.ALGORITHMS, *validation.GOSSIP_ALGORITHMS, *validation.AVERAGING_ALGORITHMS]
     assert len(set(names)) == len(names)
+
+
+def test_text(config, tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"to be, or not to be: that is the question.\n" * 40)
+    config.update_from_flattened_dict({
+        "dataset.name": "text", "dataset.path": str(tmp_path / "text.txt"), "dataset.length": 16,
+        "model.name": "transformer", "model.width": 16, "model.layers": 1, "model.heads": 2,
+        "batch_size": 8, "num_gradients": 60, "momentum": 0.9, "evaluate_every_epochs": 10.0})
+    result = loop.train(config, tmp_path / "a")
+    assert result["eval_loss"] < np.log(256) / 2
+    config.algorithm, config.gossip.split = "dsgd", "label"
+    with pytest.raises(ConfigError, match="gossip.split='label' and dataset.name='text' do not fit"):
+        loop.train(config, tmp_path / "b")
+    config.model.name = "mlp"
+    with pytest.raises(ConfigError, match="the transformer is for text"):
+        loop.train(config, tmp_path / "b")

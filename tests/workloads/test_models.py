@@ -125,7 +125,7 @@ def test_resnet_convolutions_start_he_normal(resnet):
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="one of cnn, mlp, resnet20, not 'resnet50'"):
+    with pytest.raises(ValueError, match="one of cnn, mlp, resnet20, transformer, not 'resnet50'"):
         models.create("resnet50", num_classes=10)
     with pytest.raises(ValueError, match="'mlp' has no option 'width'; it may be hidden"):
         models.create("mlp", num_classes=10, width=3)
