@@ -196,7 +196,7 @@ def test_same_bits_on_any_number_of_devices(options):
     want = tree_run(**options)
     others = [dict(num_devices=8)]
     if options == dict(algorithm="pc_asgd_pv"):
-        others += [dict(num_devices=2), dict(num_devices=4, backend="pmap", waves_per_call=5),
+        others += [dict(num_devices=4, backend="pmap", waves_per_call=5),
                    dict(num_devices=2, layout="replicated")]
     for other in others:
         result = tree_run(**options, **other)

@@ -118,11 +118,11 @@ def test_non_finite_loss_names_the_event_and_keeps_what_was_written(config, tmp_
 
 def test_batch_norm_model_trains(config, tmp_path):
     config.model.name = "resnet20"
-    config.num_gradients = 3
+    config.num_gradients = 2
     config.evaluate_every_epochs = 10.0
-    config.batch_size = 4
+    config.batch_size = 2
     expected = loop.train(config, tmp_path / "a")
-    config.emulation.num_devices = 4
+    config.emulation.num_devices = 2
     assert loop.train(config, tmp_path / "b")["params_digest"] == expected["params_digest"]
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
 
