@@ -115,23 +115,30 @@ class AveragingSchedule:
     @property
     def waits(self) -> np.ndarray:
         """float64 [T], how long its worker was idle before each gradient."""
-        order = np.argsort(self.worker, kind="stable")
-        free = np.zeros(len(self))
-        same = self.worker[order][1:] == self.worker[order][:-1]
-        free[order[1:][same]] = self.finish_time[order[:-1][same]]
-        return self.start_time - free
+        before = self._before()
+        return self.start_time - np.where(before < 0, 0.0, self.finish_time[before])
 
     def earliest(self) -> np.ndarray:
         """int64 [T], how many gradients must be applied before each can be computed."""
+        out = self._before() + 1
+        # The last copy that was taken before: both in order of worker and place.
+        taken = np.flatnonzero(self.action == TAKE)
+        keys = self.member[taken] * np.int64(len(self) + 1) + self.after[taken]
+        order = np.argsort(keys, kind="stable")
+        last = np.searchsorted(
+            keys[order], self.worker * np.int64(len(self) + 1) + np.arange(len(self)), side="right") - 1
+        if len(taken):
+            found = taken[order[np.maximum(last, 0)]]
+            mine = (last >= 0) & (self.member[found] == self.worker)
+            out = np.maximum(out, np.where(mine, self.after[found], 0))
+        return out
+
+    def _before(self):
+        """Returns the same worker's gradient before each one, or -1."""
         order = np.argsort(self.worker, kind="stable")
-        out = np.zeros(len(self), np.int64)
         same = self.worker[order][1:] == self.worker[order][:-1]
-        out[order[1:][same]] = order[:-1][same] + 1
-        for worker in np.unique(self.member[self.action == TAKE]):
-            mine = np.flatnonzero(self.worker == worker)
-            taken = self.after[(self.action == TAKE) & (self.member == worker)]
-            last = np.searchsorted(taken, mine, side="right") - 1
-            out[mine] = np.maximum(out[mine], np.where(last >= 0, taken[last], 0))
+        out = np.full(len(self), -1)
+        out[order[1:][same]] = order[:-1][same]
         return out
 
     def head(self, num_gradients: int) -> "AveragingSchedule":

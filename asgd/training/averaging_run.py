@@ -85,7 +85,7 @@ class AveragingRun:
             "updates": int(np.searchsorted(merges, stop, side="right")),
             **self._times(stop),
             "idle_time_workers": np.bincount(
-                schedule.worker[:stop], schedule.waits[:stop], schedule.num_workers).tolist(),
+                schedule.worker[:stop], self._waits[:stop], schedule.num_workers).tolist(),
             "epoch": stop * self.batch_size / self.sampler.num_examples,
             "loss": float(np.mean(losses, dtype=np.float64)),
             "staleness_mean": float(drift.mean()),
@@ -109,11 +109,19 @@ class AveragingRun:
 
     def _times(self, stop):
         """Returns the virtual time, and which part of it workers were idle so far."""
-        schedule = self.schedule
-        busy = (schedule.finish_time - schedule.start_time)[:stop].sum()
-        idle = schedule.waits[:stop].sum()
-        return {"virtual_time": float(schedule.finish_time[:stop].max()),
+        latest, busy, idle = (column[stop - 1] for column in self._running)
+        return {"virtual_time": float(latest),
                 "idle_fraction": float(idle / max(busy + idle, np.finfo(float).tiny))}
+
+    @functools.cached_property
+    def _running(self):
+        schedule = self.schedule
+        return (np.maximum.accumulate(schedule.finish_time),
+                np.cumsum(schedule.finish_time - schedule.start_time), np.cumsum(self._waits))
+
+    @functools.cached_property
+    def _waits(self):
+        return self.schedule.waits
 
     @functools.cached_property
     def _drift(self):

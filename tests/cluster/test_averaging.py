@@ -94,6 +94,18 @@ def test_cyclic_drift_and_waiting():
     assert waits.tolist() == [[0, 0]] * 3 + [[8, 5]] + [[0, 0]] * 2
 
 
+@pytest.mark.parametrize("delay", [0, 2, 4])
+def test_in_cycles_nobody_goes_on_without_the_copy_or_before_being_done(delay):
+    schedule = averaging.cyclic(N, 40, 4, delay=delay, timing=SLOW, merge_time=1.5)
+    assert (schedule.waits >= 0).all()
+    start, finish = (x.reshape(40, N) for x in (schedule.start_time, schedule.finish_time))
+    for step in range(4, 41 - delay - 1, 4):
+        there = finish[step - 1].max() + 1.5
+        assert (start[step + delay] >= there - 1e-9).all()
+        own = finish[step + delay - 1]
+        np.testing.assert_allclose(start[step + delay], np.maximum(there, own), rtol=1e-12)
+
+
 def test_independent_workers_send_after_steps_of_their_own():
     clock = timing.Timing(timing.constant(1.0), slowdown=[1.0, 2.0])
     schedule = averaging.independent(2, 40, [4, 2], clock, merge_time=1.0)
@@ -135,7 +147,7 @@ def test_equal_arguments_give_equal_schedules_and_files(tmp_path):
 
 def test_the_head_is_the_schedule_of_a_shorter_run():
     for make in (lambda n: averaging.whenever_ready(N, n, 5, SLOW, merge_time=0.7),
-                 lambda n: averaging.cyclic(N, n // N, 3)):
+                 lambda n: averaging.cyclic(N, n // N, 5)):
         assert make(80).head(40) == make(40)
 
 
