@@ -34,7 +34,8 @@ def get_config():
     config.num_gradients = config_dict.placeholder(int)  # Gradient events; goes before num_epochs.
 
     config.learning_rate = 0.1
-    config.schedule = "constant"  # constant, cosine or step; clocked by server updates.
+    # constant, cosine or step; clocked by server updates, or by gradients / num_workers of local steps.
+    config.schedule = "constant"
     config.schedule_epochs = ()  # step: where the rate drops.
     config.schedule_factor = 0.1  # step: by what it is multiplied.
     config.warmup_epochs = 0.0  # Linear, from 0.
@@ -70,7 +71,8 @@ def get_config():
 
     config.averaging = config_dict.ConfigDict()  # Algorithms of local steps.
     config.averaging.period = 8  # Local steps between two merges; async_diloco: of the fastest.
-    # delayed_averaging: cyclic, or whenever_ready (when every worker has an update).
+    # delayed_averaging: cyclic, or whenever_ready (when every worker has an update, and not after a
+    # period).
     config.averaging.schedule = "cyclic"
     config.averaging.delay = config_dict.placeholder(int)  # cyclic: steps till the mean is taken;
     config.averaging.max_drift = 16  # None is period. whenever_ready: workers wait beyond it.
@@ -80,6 +82,7 @@ def get_config():
     config.averaging.spread = 0.0  # so much (0 to 1) is spread over the updates in between.
     config.averaging.proportional_steps = True  # async_diloco: slow workers do fewer in a period.
     config.averaging.elasticity = config_dict.placeholder(float)  # None: 0.9 / num_workers.
+    config.averaging.measure_every = 1  # Merges between two discrepancies, num_workers**2 work; or 0.
     config.averaging.linear_scaling = False  # learning_rate times num_workers; warm-up from 1 times.
 
     config.gossip = config_dict.ConfigDict()  # Decentralised algorithms; `cluster` is not used then.

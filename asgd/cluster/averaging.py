@@ -6,173 +6,26 @@ Example:
     12 gradients of 2 workers, 3 merges; drift 2.83 on average, 4 at most; idle 0 % of the time
 """
 
-import dataclasses
 import heapq
 from typing import Any, Optional
 
 import numpy as np
 
-from asgd.cluster import storage, timing as timing_lib
+from asgd.cluster import timing as timing_lib
+from asgd.cluster.averaging_schedule import (
+    MEASURE,
+    MERGE,
+    RELEASE,
+    TAKE,
+    AveragingSchedule,
+    check_whole,
+)
 from asgd.cluster.simulate import Cluster
-
-# What happens between gradients.
-TAKE, RELEASE, MERGE, MEASURE = range(4)
-_GRADIENTS = {"worker": np.int32, "start_time": np.float64, "finish_time": np.float64}
-_ACTIONS = {"after": np.int64, "action": np.int8, "member": np.int32}
-_COLUMNS = {**_GRADIENTS, **_ACTIONS}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class AveragingSchedule:
-    r"""Local gradients and what happens between them, as data: saved, loaded and replayed.
-
-    Worker w has parameters :math:`x_w` and the point :math:`b_w` from which its pending update is
-    counted; the server has x. The actions are
-
-    * ``TAKE`` (worker w): :math:`x_w \leftarrow x + (x_w - b_w)`, :math:`b_w \leftarrow x`;
-    * ``RELEASE`` (worker w): :math:`x_w - b_w` goes to the server, :math:`b_w \leftarrow x_w`;
-    * ``MERGE``: the server adds the mean of what was released since the last merge to x;
-    * ``MEASURE``: the distance between the workers is recorded.
-
-    Attributes:
-        num_workers: N.
-        worker: int32 [T], who computes gradient e.
-        start_time: float64 [T], virtual seconds.
-        finish_time: float64 [T].
-        after: int64 [K], how many gradients come before action k; never falls.
-        action: int8 [K].
-        member: int32 [K], the worker of a ``TAKE`` or ``RELEASE``, else 0.
-    """
-
-    num_workers: int
-    worker: np.ndarray
-    start_time: np.ndarray
-    finish_time: np.ndarray
-    after: np.ndarray
-    action: np.ndarray
-    member: np.ndarray
-
-    def __post_init__(self):
-        for name, dtype in _COLUMNS.items():
-            column = np.asarray(getattr(self, name))
-            kinds = "iu" if np.issubdtype(dtype, np.integer) else "iuf"
-            if column.ndim != 1 or column.size and column.dtype.kind not in kinds:
-                raise ValueError(f"{name} must be a vector of {dtype.__name__}, not "
-                                 f"{column.dtype} {list(column.shape)}")
-            column = column.astype(dtype)
-            column.flags.writeable = False
-            object.__setattr__(self, name, column)
-        for names in (_GRADIENTS, _ACTIONS):
-            lengths = {name: len(getattr(self, name)) for name in names}
-            if len(set(lengths.values())) > 1:
-                raise ValueError(f"{', '.join(names)} must be equally long, not {lengths}")
-        for name, upper in (("worker", self.num_workers), ("member", self.num_workers),
-                            ("action", MEASURE + 1), ("after", len(self.worker) + 1)):
-            column = getattr(self, name)
-            _refuse(name, column, (column < 0) | (column >= upper), f"must be 0 to {upper - 1}")
-        _refuse("after", self.after, np.diff(self.after, prepend=0) < 0, "is less than before")
-        times = self.start_time, self.finish_time
-        _refuse("finish_time", times[1], ~(times[1] >= times[0]) | ~np.isfinite(times[1]),
-                "must be finite and not before start_time")
-
-    def __len__(self) -> int:
-        return len(self.worker)
-
-    def __eq__(self, other):
-        if not isinstance(other, AveragingSchedule):
-            return NotImplemented
-        return self.num_workers == other.num_workers and all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in _COLUMNS)
-
-    @property
-    def num_merges(self) -> int:
-        return int(np.count_nonzero(self.action == MERGE))
-
-    @property
-    def num_measured(self) -> int:
-        return int(np.count_nonzero(self.action == MEASURE))
-
-    @property
-    def drift(self) -> np.ndarray:
-        """int32 [T], by how many own gradients a worker is ahead of its copy after each one."""
-        out = np.zeros(len(self), np.int32)
-        ahead, pending = [0] * self.num_workers, [0] * self.num_workers
-        actions = zip(self.after.tolist(), self.action.tolist(), self.member.tolist())
-        upcoming = next(actions, None)
-        for event, worker in enumerate(self.worker.tolist()):
-            while upcoming and upcoming[0] <= event:
-                _, action, member = upcoming
-                if action == TAKE:
-                    ahead[member] = pending[member]
-                elif action == RELEASE:
-                    pending[member] = 0
-                upcoming = next(actions, None)
-            ahead[worker] += 1
-            pending[worker] += 1
-            out[event] = ahead[worker]
-        return out
-
-    @property
-    def waits(self) -> np.ndarray:
-        """float64 [T], how long its worker was idle before each gradient."""
-        before = self._before()
-        return self.start_time - np.where(before < 0, 0.0, self.finish_time[before])
-
-    def earliest(self) -> np.ndarray:
-        """int64 [T], how many gradients must be applied before each can be computed."""
-        out = self._before() + 1
-        # The last copy that was taken before: both in order of worker and place.
-        taken = np.flatnonzero(self.action == TAKE)
-        keys = self.member[taken] * np.int64(len(self) + 1) + self.after[taken]
-        order = np.argsort(keys, kind="stable")
-        last = np.searchsorted(
-            keys[order], self.worker * np.int64(len(self) + 1) + np.arange(len(self)), side="right") - 1
-        if len(taken):
-            found = taken[order[np.maximum(last, 0)]]
-            mine = (last >= 0) & (self.member[found] == self.worker)
-            out = np.maximum(out, np.where(mine, self.after[found], 0))
-        return out
-
-    def _before(self):
-        """Returns the same worker's gradient before each one, or -1."""
-        order = np.argsort(self.worker, kind="stable")
-        same = self.worker[order][1:] == self.worker[order][:-1]
-        out = np.full(len(self), -1)
-        out[order[1:][same]] = order[:-1][same]
-        return out
-
-    def head(self, num_gradients: int) -> "AveragingSchedule":
-        """Returns the first gradients, and what happens between them and right after the last."""
-        kept = self.after <= num_gradients
-        return AveragingSchedule(
-            self.num_workers, *(getattr(self, name)[:num_gradients] for name in _GRADIENTS),
-            *(getattr(self, name)[kept] for name in _ACTIONS))
-
-    def save(self, path: Any) -> None:
-        """Writes an `.npz` archive, atomically."""
-        storage.write_npz(path, {"num_workers": np.int64(self.num_workers),
-                                 **{name: getattr(self, name) for name in _COLUMNS}})
-
-    @classmethod
-    def load(cls, path: Any) -> "AveragingSchedule":
-        """Reads what `save` wrote; ValueError naming the path if the file is another."""
-        fields = storage.read_npz(path, ("num_workers", *_COLUMNS), "an averaging schedule")
-        try:
-            return cls(int(fields.pop("num_workers")), **fields)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
-
-    def __str__(self):
-        drift, busy = self.drift, (self.finish_time - self.start_time).sum()
-        idle = self.waits.sum() / max(busy + self.waits.sum(), np.finfo(float).tiny)
-        return (f"{len(self)} gradients of {self.num_workers} workers, {self.num_merges} merges; "
-                f"drift {drift.mean() if len(self) else 0:.3g} on average, "
-                f"{drift.max(initial=0)} at most; idle {100 * idle:.3g} % of the time")
 
 
 def cyclic(num_workers: int, num_steps: int, period: int, *, delay: Optional[int] = None,
            timing: Any = None, merge_time: float = 0.0, takes: bool = True,
-           seed: int = 0) -> AveragingSchedule:
+           measure_every: int = 1, seed: int = 0) -> AveragingSchedule:
     """Averaging in cycles: every worker releases its update after each ``period`` steps.
 
     The copy that includes it is taken ``delay`` steps later. With ``delay=period`` that is paper
@@ -187,6 +40,8 @@ def cyclic(num_workers: int, num_steps: int, period: int, *, delay: Optional[int
         merge_time: seconds from the last worker's release until all have the copy. A worker that
             needs it earlier waits.
         takes: whether workers go on from the server's copy; see `independent`.
+        measure_every: merges between two measurements, which take as long as N * N reads of a
+            worker's parameters; 0 for none.
         seed: of the computing times.
 
     Raises:
@@ -200,14 +55,14 @@ def cyclic(num_workers: int, num_steps: int, period: int, *, delay: Optional[int
     delay = period if delay is None else delay
     for name, value, least in (("num_workers", num_workers, 1), ("num_steps", num_steps, 0),
                                ("period", period, 1), ("delay", delay, 0)):
-        _whole(name, value, least)
+        check_whole(name, value, least)
     if delay > period:
         raise ValueError(f"delay must be 0 to period={period}, got {delay}")
     _seconds("merge_time", merge_time)
-    cluster = Cluster(timing_lib.constant(1.0) if timing is None else timing, num_workers, seed)
+    cluster = _cluster(timing_lib.constant(1.0) if timing is None else timing, num_workers, seed)
     durations = np.stack([cluster.durations(w, num_steps) for w in range(num_workers)], axis=1)
     start, free = np.zeros((num_steps, num_workers)), np.zeros(num_workers)
-    actions, everybody = [], range(num_workers)
+    actions = _Actions(measure_every)
     ready = None  # When the copy that is under way is there.
     for step in range(num_steps + 1):
         after = step * num_workers
@@ -215,26 +70,29 @@ def cyclic(num_workers: int, num_steps: int, period: int, *, delay: Optional[int
         if ready is not None and delay and step % period == delay % period:
             free = np.maximum(free, ready)
             ready = None
-            actions += [(after, TAKE, w) for w in everybody if takes]
+            actions.add_all(after, TAKE, free if takes else ())
             if not releases:
-                actions.append((after, MEASURE, 0))
+                actions.measure(after, free.max())
         if releases:
-            actions += [(after, RELEASE, w) for w in everybody] + [(after, MERGE, 0)]
+            actions.add_all(after, RELEASE, free)
             ready = free.max() + merge_time
+            actions.add(after, MERGE, 0, ready)
             if not delay:
                 free = np.full(num_workers, ready)
-                actions += [(after, TAKE, w) for w in everybody if takes]
+                actions.add_all(after, TAKE, free if takes else ())
             if delay in (0, period):
-                actions.append((after, MEASURE, 0))
+                actions.measure(after, free.max())
         if step < num_steps:
             start[step] = free
             free = free + durations[step]
-    return _schedule(num_workers, np.tile(np.arange(num_workers), num_steps), start.ravel(),
+    return _schedule("cyclic" if takes else "cyclic, kept", num_workers,
+                     np.tile(np.arange(num_workers), num_steps), start.ravel(),
                      (start + durations).ravel(), actions)
 
 
 def whenever_ready(num_workers: int, num_gradients: int, max_drift: int, timing: Any, *,
-                   merge_time: float = 0.0, seed: int = 0) -> AveragingSchedule:
+                   merge_time: float = 0.0, measure_every: int = 1,
+                   seed: int = 0) -> AveragingSchedule:
     """Averaging whenever every worker has an update: paper D's Algorithm 1.
 
     When each worker has computed a gradient since it released last, and has taken the last copy,
@@ -250,6 +108,7 @@ def whenever_ready(num_workers: int, num_gradients: int, max_drift: int, timing:
         max_drift: the bound, paper D's tau, 1 or more.
         timing: computing times, a `Timing` or a `Distribution`.
         merge_time: seconds from asking until all have the copy.
+        measure_every: merges between two measurements, or 0.
         seed: of the computing times.
 
     Raises:
@@ -263,13 +122,12 @@ def whenever_ready(num_workers: int, num_gradients: int, max_drift: int, timing:
     """
     for name, value, least in (("num_workers", num_workers, 1), ("num_gradients", num_gradients, 0),
                                ("max_drift", max_drift, 1)):
-        _whole(name, value, least)
+        check_whole(name, value, least)
     _seconds("merge_time", merge_time)
-    cluster = Cluster(timing, num_workers, seed)
-    draws = _Draws(cluster)
+    draws = _Draws(_cluster(timing, num_workers, seed))
     drift, pending = [0] * num_workers, [0] * num_workers
     holds, waiting = [True] * num_workers, set()
-    worker, start, finish, actions, queue = [], [], [], [], []
+    worker, start, finish, queue, actions = [], [], [], [], _Actions(measure_every)
     arrival = None  # When the copy is there.
 
     def begin(w, now):
@@ -278,18 +136,18 @@ def whenever_ready(num_workers: int, num_gradients: int, max_drift: int, timing:
     def ask(now):
         nonlocal arrival
         if all(holds) and all(pending):
-            actions.extend((len(worker), RELEASE, w) for w in range(num_workers))
-            actions.append((len(worker), MERGE, 0))
+            actions.add_all(len(worker), RELEASE, [now] * num_workers)
             pending[:], holds[:] = [0] * num_workers, [False] * num_workers
             arrival = now + merge_time
+            actions.add(len(worker), MERGE, 0, arrival)
 
     def proceed(w, now):
         """What worker w does between two gradients."""
         if not holds[w] and arrival <= now:
-            actions.append((len(worker), TAKE, w))
+            actions.add(len(worker), TAKE, w, now)
             drift[w], holds[w] = pending[w], True
             if all(holds):
-                actions.append((len(worker), MEASURE, 0))
+                actions.measure(len(worker), now)
             ask(now)
         if drift[w] < max_drift:
             begin(w, now)
@@ -311,11 +169,12 @@ def whenever_ready(num_workers: int, num_gradients: int, max_drift: int, timing:
         pending[w] += 1
         ask(now)
         proceed(w, now)
-    return _schedule(num_workers, worker, start, finish, actions)
+    return _schedule("whenever_ready", num_workers, worker, start, finish, actions)
 
 
 def independent(num_workers: int, num_gradients: int, steps: Any, timing: Any, *,
-                merge_time: float = 0.0, takes: bool = True, seed: int = 0) -> AveragingSchedule:
+                merge_time: float = 0.0, takes: bool = True, measure_every: int = 1,
+                seed: int = 0) -> AveragingSchedule:
     """Every worker sends its update alone, after steps of its own: asynchronous DiLoCo.
 
     Args:
@@ -326,6 +185,7 @@ def independent(num_workers: int, num_gradients: int, steps: Any, timing: Any, *
         merge_time: seconds from sending until the worker, who waits, has the new copy.
         takes: whether a worker goes on from the server's copy (else it keeps its own parameters,
             as elastic averaging does).
+        measure_every: so many times N merges between two measurements, or 0.
         seed: of the computing times.
 
     Raises:
@@ -336,17 +196,17 @@ def independent(num_workers: int, num_gradients: int, steps: Any, timing: Any, *
         >>> print(schedule.worker, schedule.num_merges, schedule.drift)
         [0 1 0 1 0 1] 4 [1 1 2 1 1 1]
     """
-    _whole("num_workers", num_workers, 1)
-    _whole("num_gradients", num_gradients, 0)
+    check_whole("num_workers", num_workers, 1)
+    check_whole("num_gradients", num_gradients, 0)
     if np.ndim(steps) and len(steps) != num_workers:
         raise ValueError(f"steps must be a number or {num_workers} of them, got {len(steps)}")
     steps = np.broadcast_to(steps, num_workers).tolist()
     for value in steps:
-        _whole("steps", value, 1)
+        check_whole("steps", value, 1)
     _seconds("merge_time", merge_time)
-    draws = _Draws(Cluster(timing, num_workers, seed))
+    draws = _Draws(_cluster(timing, num_workers, seed))
     done, merges = [0] * num_workers, 0
-    worker, start, finish, actions = [], [], [], []
+    worker, start, finish, actions = [], [], [], _Actions(measure_every)
     # (time, gradients before merges, worker, when the gradient was begun or None for a merge)
     queue = [(draws(w), 0, w, 0.0) for w in range(num_workers)]
     heapq.heapify(queue)
@@ -354,10 +214,11 @@ def independent(num_workers: int, num_gradients: int, steps: Any, timing: Any, *
             queue[0][0] <= finish[-1]):
         now, _, w, began = heapq.heappop(queue)
         if began is None:
-            actions += [(len(worker), RELEASE, w), (len(worker), MERGE, 0)]
-            actions += [(len(worker), TAKE, w)] * takes
+            for action in (RELEASE, MERGE) + (TAKE,) * takes:
+                actions.add(len(worker), action, w, now)
             merges += 1
-            actions += [(len(worker), MEASURE, 0)] * (merges % num_workers == 0)
+            if merges % num_workers == 0:
+                actions.measure(len(worker), now)
         else:
             worker.append(w), start.append(began), finish.append(now)
             done[w] += 1
@@ -365,7 +226,8 @@ def independent(num_workers: int, num_gradients: int, steps: Any, timing: Any, *
                 heapq.heappush(queue, (now + merge_time, 1, w, None))
                 continue
         heapq.heappush(queue, (now + draws(w), 0, w, now))
-    return _schedule(num_workers, worker, start, finish, actions)
+    return _schedule("independent" if takes else "independent, kept", num_workers, worker, start,
+                     finish, actions)
 
 
 class _Draws:
@@ -382,23 +244,41 @@ class _Draws:
         return next(self._left[worker])
 
 
-def _schedule(num_workers, worker, start, finish, actions):
-    after, action, member = np.array(actions, np.int64).reshape(-1, 3).T
-    return AveragingSchedule(num_workers, np.array(worker, np.int32), np.array(start, float),
-                             np.array(finish, float), after, action, member)
+class _Actions:
+    """The rows of a schedule's actions."""
+
+    def __init__(self, measure_every):
+        check_whole("measure_every", measure_every, 0)
+        self._every, self._asked = measure_every, 0
+        self.rows = []
+
+    def add(self, after, action, worker, time):
+        self.rows.append((after, action, worker, time))
+
+    def add_all(self, after, action, times):
+        self.rows += [(after, action, w, time) for w, time in enumerate(times)]
+
+    def measure(self, after, time):
+        self._asked += 1
+        if self._every and self._asked % self._every == 0:
+            self.add(after, MEASURE, 0, time)
 
 
-def _whole(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")
+def _cluster(timing, num_workers, seed):
+    cluster = Cluster(timing, num_workers, seed)
+    if cluster.timing.pull.mean or cluster.timing.push.mean:
+        raise ValueError("timing: pull and push must be 0, as communication takes merge_time")
+    return cluster
+
+
+def _schedule(kind, num_workers, worker, start, finish, actions):
+    after, action, member, time = zip(*actions.rows) if actions.rows else ((),) * 4
+    return AveragingSchedule(
+        num_workers, np.array(worker, np.int32), np.array(start, float), np.array(finish, float),
+        np.array(after, np.int64), np.array(action, np.int64), np.array(member, np.int64),
+        np.array(time, float), kind)
 
 
 def _seconds(name, value):
-    if not np.isfinite(value) or value < 0:
+    if not isinstance(value, (int, float, np.number)) or not np.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be seconds, 0 or more, got {value!r}")
-
-
-def _refuse(name, array, bad, why):
-    places = np.flatnonzero(bad)
-    if places.size:
-        raise ValueError(f"{name}[{places[0]}] is {array[places[0]]}: {why}")

@@ -33,7 +33,7 @@ class AveragingState(NamedTuple):
       opt_state: ring [N] of the states of the workers' transformations on shards.
       worker_state: ring [N] of the states of what is done to whole gradients.
       model_state: tree [N, ...] of the workers' running statistics, whole on every device, or None.
-      discrepancy: float [M], the largest distance between two workers when it was measured.
+      discrepancy: float [max(1, M)], the largest distance between two workers when it was measured.
       num_measured: int32 scalar, how often it was.
     """
 
@@ -65,7 +65,7 @@ class Averaging(Workers):
     r"""Takes local steps and averages their sums.
 
     Args:
-      tx: the workers' transformation, given ``worker``.
+      tx: the workers' transformation, given ``worker`` and ``number``, of the event (int32).
       outer_tx: the server's, given as gradient minus the mean of the released updates, and
         ``num_released``, their number.
       worker_tx: what is done to whole gradients before.
@@ -106,7 +106,7 @@ class Averaging(Workers):
             opt_state=ring.repeat(strong(self.tx.init(params)), num_workers),
             worker_state=ring.repeat(worker_state, num_workers),
             model_state=ring.repeat(model_state, num_workers),
-            discrepancy=jnp.zeros(self._schedule.num_measured),
+            discrepancy=jnp.zeros(max(1, self._schedule.num_measured)),
             num_measured=jnp.zeros([], jnp.int32),
         )
 
@@ -127,7 +127,8 @@ class Averaging(Workers):
         (gradient, worker_state), statistics = arrived
         opt_state = ring.read(state.opt_state, event.worker)
         params = ring.read(state.snapshots, event.worker)
-        updates, new_opt_state = self.tx.update(gradient, opt_state, params, worker=event.worker)
+        updates, new_opt_state = self.tx.update(
+            gradient, opt_state, params, worker=event.worker, number=event.number.astype(jnp.int32))
         new_opt_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype),
                                      new_opt_state, opt_state)
         if state.model_state is not None:
@@ -147,16 +148,26 @@ class Averaging(Workers):
                 if kind not in self._schedule.action:
                     continue
                 state = lax.fori_loop(0, (action == kind).astype(int), do, state)
-            moves = (action == TAKE) | (action == RELEASE)
-            return lax.fori_loop(
-                0, moves.astype(int), lambda _, s: self._move(s, action, member), state)
+            return self._move(state, action, member)
 
         return lax.fori_loop(0, event.num_actions, act, state)
 
     def _move(self, state, action, member):
         """Lets a worker take the server's copy, or release its update."""
-        takes = action == TAKE
-        params, base = ring.read(state.snapshots, member), ring.read(state.bases, member)
+        takes, releases = action == TAKE, action == RELEASE
+        # What leaves a conditional has a buffer of its own; else XLA reads a row again where it is
+        # used, after it is overwritten, for which it copies all workers'.
+        params, base = lax.cond(
+            takes | releases, lambda *rings: ring.read(rings, member),
+            lambda *rings: jax.tree.map(lambda r: jnp.zeros_like(r[0]), rings),
+            state.snapshots, state.bases)
+
+        def move(_, state):
+            return self._moved(state, takes, member, params, base)
+
+        return lax.fori_loop(0, (takes | releases).astype(int), move, state)
+
+    def _moved(self, state, takes, member, params, base):
         if self._elasticity is None:
             sent = jax.tree.map(jnp.subtract, params, base)
             new_base = jax.tree.map(lambda x, s: jnp.where(takes, s, x), params, state.params)
@@ -217,5 +228,6 @@ class Averaging(Workers):
 
     def check_elementwise(self) -> None:
         """Raises ValueError when a transformation cannot run on shards."""
-        elementwise.check_elementwise(self.tx, self._params, {}, dict(worker=np.int32(0)))
+        elementwise.check_elementwise(
+            self.tx, self._params, {}, dict(worker=np.int32(0), number=np.int32(0)))
         elementwise.check_elementwise(self.outer_tx, self._params, {}, dict(num_released=np.int32(1)))

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from asgd.cluster import averaging as cluster_averaging
-from asgd.cluster.averaging import TAKE, AveragingSchedule
+from asgd.cluster.averaging import RELEASE, TAKE, AveragingSchedule
 from asgd.emulation import inputs, ring
 from asgd.emulation.averaging import Averaging
 from asgd.emulation.driver import Driver
@@ -58,8 +58,14 @@ class AveragingEmulator(Driver):
         outer_tx = optax.sgd(1.0) if outer_tx is None else outer_tx
         if not (hasattr(outer_tx, "init") and hasattr(outer_tx, "update")):
             raise ValueError(f"outer_tx must be an Optax transformation, got {outer_tx!r}")
+        if not isinstance(schedule, AveragingSchedule):
+            raise ValueError("schedule must be an AveragingSchedule of asgd.cluster.averaging, got "
+                             f"{type(schedule).__name__}")
+        if backend == "debug":
+            raise ValueError("backend must be shard_map, pmap or jit, got 'debug', which is for "
+                             "asgd.emulate")
         if elasticity is not None:
-            if not 0 <= elasticity <= 1:
+            if not isinstance(elasticity, (int, float, np.number)) or not 0 <= elasticity <= 1:
                 raise ValueError(f"elasticity must be from 0 to 1, got {elasticity!r}")
             if (schedule.action == TAKE).any():
                 raise ValueError("elasticity needs a schedule in which workers keep their own "
@@ -80,7 +86,8 @@ class AveragingEmulator(Driver):
                                   jax.eval_shape(lambda: params), model_state_decay, elasticity)
         if layout == "sharded":
             self.topology.check_elementwise()
-        waves = Waves(num_devices, pack(schedule.earliest(), num_devices, cuts))
+        moved_by = (TAKE,) if elasticity is None else (TAKE, RELEASE)
+        waves = Waves(num_devices, pack(schedule.earliest(moved_by), num_devices, cuts))
         super().__init__(
             self.topology, loss, waves, feed, spmd, place, (params, worker_tx.init(params)),
             model_state, waves_per_call=waves_per_call, seed=seed)
@@ -187,8 +194,12 @@ def emulate_averaging(
     if (period is None) == (schedule is None):
         raise ValueError("give period or schedule, one of them")
     if schedule is None:
+        if delay is not None and elasticity is not None:
+            raise ValueError("delay and elasticity do not fit: elastic averaging has no delay")
+        if callable(batches):
+            raise ValueError("batches may be a function of events with schedule, not with period")
         shapes = {np.shape(x)[:2] for x in jax.tree.leaves(batches)}
-        if callable(batches) or len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        if len(shapes) != 1 or len(next(iter(shapes))) != 2:
             raise ValueError("batches: every leaf must have the leading axes [steps, workers], alike, "
                              f"but they have {sorted(shapes)}")
         (num_steps, num_workers), = shapes

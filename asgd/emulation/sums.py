@@ -43,6 +43,8 @@ def sum_rows(rows: jax.Array, size: int, num_parts: int) -> jax.Array:
     Returns:
       [N], the same on all devices.
     """
+    if not size:
+        return jnp.zeros(len(rows), rows.dtype)
     x = rows.reshape(len(rows), -1)
     # A product that comes to a barrier is rounded before, not fused with the sum.
     x = lax.optimization_barrier(jnp.pad(x, ((0, 0), (0, -x.shape[1] % CHUNK))))

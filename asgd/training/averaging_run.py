@@ -108,9 +108,13 @@ class AveragingRun:
         }
 
     def _times(self, stop):
-        """Returns the virtual time, and which part of it workers were idle so far."""
+        """Returns the virtual time, and which part of it workers were idle so far.
+
+        It is when the gradients are done and the copies that were merged from them are there.
+        """
         latest, busy, idle = (column[stop - 1] for column in self._running)
-        return {"virtual_time": float(latest),
+        merged = self.schedule.time[:np.searchsorted(self.schedule.after, stop, side="right")]
+        return {"virtual_time": float(max(latest, merged.max(initial=0.0))),
                 "idle_fraction": float(idle / max(busy + idle, np.finfo(float).tiny))}
 
     @functools.cached_property

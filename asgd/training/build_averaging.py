@@ -1,17 +1,28 @@
 """Makes a run of local steps and averaging from its config."""
 
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from asgd import transforms
 from asgd.cluster import averaging
-from asgd.cluster.averaging import TAKE, AveragingSchedule
+from asgd.cluster.averaging import AveragingSchedule
 from asgd.training import build as build_server
 from asgd.training.averaging_run import AveragingRun
 from asgd.training.validation import ConfigError
 from asgd.workloads import sampling, task as task_lib
+
+
+KINDS = {
+    # algorithm: the schedules that make sense with it.
+    "delayed_averaging": ("cyclic", "whenever_ready"),
+    "local_sgd": ("cyclic",),
+    "elastic_averaging": ("independent, kept", "cyclic, kept"),
+    "async_diloco": ("independent",),
+}
 
 
 def build(config: Any, task: task_lib.Task, sampler: sampling.EventSampler,
@@ -36,25 +47,27 @@ def make_schedule(config: Any, num_examples: int) -> AveragingSchedule:
             schedule = AveragingSchedule.load(config.trace_path)
         except (OSError, ValueError) as error:
             raise ConfigError(f"trace_path: {error}") from None
-        keeps = not (schedule.action == TAKE).any()
-        if keeps != (config.algorithm == "elastic_averaging") or not len(schedule):
+        if not len(schedule):
+            raise ConfigError(f"trace_path={config.trace_path!r} has no gradients")
+        if schedule.kind and schedule.kind not in KINDS[config.algorithm]:
             raise ConfigError(f"trace_path={config.trace_path!r} and algorithm={config.algorithm!r} do "
-                              "not fit: the schedule has "
-                              + ("no gradients" if not len(schedule) else
-                                 f"{'no ' * keeps}workers that take the server's copy"))
+                              f"not fit: the schedule is {schedule.kind}, and this algorithm takes "
+                              f"{' or '.join(KINDS[config.algorithm])}")
         if config.num_gradients is not None and wanted > len(schedule):
             raise ConfigError(f"num_gradients={wanted}, but the schedule at trace_path="
                               f"{config.trace_path!r} has {len(schedule)}")
         return schedule if wanted is None or wanted >= len(schedule) else schedule.head(wanted)
     clock = build_server.make_timing(config)
-    options = dict(timing=clock, merge_time=fields.merge_time, seed=config.seed)
+    options = dict(timing=clock, merge_time=fields.merge_time, measure_every=fields.measure_every,
+                   seed=config.seed)
     try:
         if config.algorithm == "delayed_averaging" and fields.schedule == "whenever_ready":
             return averaging.whenever_ready(workers, wanted, fields.max_drift, **options)
         if config.algorithm in ("delayed_averaging", "local_sgd"):
             delay = 0 if config.algorithm == "local_sgd" else fields.delay
-            return averaging.cyclic(workers, -(-wanted // workers), fields.period, delay=delay,
-                                    **options)
+            whole = averaging.cyclic(
+                workers, -(-wanted // workers), fields.period, delay=delay, **options)
+            return whole.head(wanted)
         steps = fields.period
         if config.algorithm == "async_diloco" and fields.proportional_steps:
             steps = proportional_steps(fields.period, clock.slowdowns(workers))
@@ -77,7 +90,11 @@ def proportional_steps(period: int, slowdowns: np.ndarray) -> list[int]:
 
 
 def make_txs(config: Any, schedule: AveragingSchedule, num_examples: int):
-    """Builds what workers do in a local step, and what the server does with the mean update."""
+    """Builds what workers do in a local step, and what the server does with the mean update.
+
+    A schedule of the learning rate is clocked by the gradients of all workers, over their number,
+    so that slow and fast workers have the same rate at a time.
+    """
     fields, workers = config.averaging, schedule.num_workers
 
     def steps(epochs):
@@ -85,7 +102,9 @@ def make_txs(config: Any, schedule: AveragingSchedule, num_examples: int):
 
     rate = build_server.make_schedule(config, steps, -(-len(schedule) // workers),
                                       factor=workers if fields.linear_scaling else None)
-    tx = optax.sgd(rate, config.momentum or None, config.nesterov)
+    tx = optax.sgd(1.0 if callable(rate) else rate, config.momentum or None, config.nesterov)
+    if callable(rate):
+        tx = optax.chain(tx, scale_by_events(lambda number: rate(number // workers)))
     if config.weight_decay:
         tx = optax.chain(optax.add_decayed_weights(config.weight_decay), tx)
     if config.algorithm == "elastic_averaging":
@@ -96,6 +115,15 @@ def make_txs(config: Any, schedule: AveragingSchedule, num_examples: int):
             spread=fields.spread / workers)
     momentum = fields.outer_momentum
     return tx, optax.sgd(fields.outer_learning_rate, momentum or None, nesterov=bool(momentum))
+
+
+def scale_by_events(factor: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by a function of the event's number."""
+    def update_fn(updates, state, params=None, *, number, **extra_args):
+        now = factor(number)
+        return jax.tree.map(lambda u: jnp.asarray(now, u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update_fn)
 
 
 def _elasticity(config, schedule):

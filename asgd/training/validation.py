@@ -84,6 +84,8 @@ def validate(config: Any) -> None:
                           f"{config.model.heads}")
     if config.nesterov and not config.momentum:
         raise ConfigError("nesterov=True and momentum=0 do not fit: Nesterov's needs a momentum")
+    if config.dataset.name == "text" and not config.dataset.path:
+        raise ConfigError("dataset.path must name a file when dataset.name='text'")
     _lengths(config)
     if config.algorithm in GOSSIP_ALGORITHMS:
         _gossip(config)
@@ -166,6 +168,7 @@ def _averaging(config):
     _one_of(config, "averaging.schedule", ("cyclic", "whenever_ready"))
     for name in ("averaging.period", "averaging.max_drift"):
         _number(config, name, least=1)
+    _number(config, "averaging.measure_every", least=0)
     for name in ("averaging.merge_time", "averaging.outer_learning_rate"):
         _number(config, name, least=0)
     _number(config, "averaging.outer_momentum", least=0, below=1)
@@ -173,6 +176,10 @@ def _averaging(config):
     fields = config.averaging
     if fields.delay is not None:
         _number(config, "averaging.delay", least=0, most=fields.period)
+        if config.algorithm != "delayed_averaging" or fields.schedule != "cyclic":
+            raise ConfigError(f"averaging.delay={fields.delay} and algorithm={config.algorithm!r} with "
+                              f"averaging.schedule={fields.schedule!r} do not fit: it is for "
+                              "delayed_averaging in cycles")
     if fields.elasticity is not None:
         _number(config, "averaging.elasticity", least=0, most=1)
     for name in ("cluster.pull_time", "cluster.push_time"):
@@ -183,7 +190,8 @@ def _averaging(config):
         raise ConfigError(f"cluster.protocol={config.cluster.protocol!r}, cluster.softsync_n="
                           f"{config.cluster.softsync_n} and algorithm={config.algorithm!r} do not "
                           "fit: its protocol is under averaging")
-    _slowdown(config.cluster)
+    if not config.trace_path:
+        _slowdown(config.cluster)
     _needs_gradients_at_server(config)
 
 

@@ -70,9 +70,11 @@ def delayed_nesterov(
     """
     if isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1:
         raise ValueError(f"delayed_nesterov: every must be an integer, 1 or more, got {every!r}")
-    for name, value, most in (("momentum", momentum, 1.0), ("spread", spread, 1 / every)):
-        if not isinstance(value, jax.core.Tracer) and not 0 <= value <= most:
-            raise ValueError(f"delayed_nesterov: {name} must be from 0 to {most:g}, got {value!r}")
+    if not isinstance(momentum, jax.core.Tracer) and not 0 <= momentum < 1:
+        raise ValueError(f"delayed_nesterov: momentum must be in [0, 1), got {momentum!r}")
+    if not isinstance(spread, jax.core.Tracer) and not 0 <= spread <= 1 / every:
+        raise ValueError(
+            f"delayed_nesterov: spread must be from 0 to {1 / every:g}, got {spread!r}")
 
     def init_fn(params):
         zeros = optax.tree.zeros_like(params)

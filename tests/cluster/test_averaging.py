@@ -134,6 +134,23 @@ def test_a_gradient_can_start_when_what_it_reads_is_there(schedule):
         assert earliest[event] == max(mine.max(initial=-1) + 1, takes.max(initial=0))
 
 
+def test_merges_are_done_when_the_copies_are_there():
+    schedule = averaging.whenever_ready(N, 200, 6, SLOW, merge_time=2.5)
+    merges = actions(schedule, MERGE)
+    asked = schedule.finish_time[schedule.after[merges] - 1]
+    np.testing.assert_allclose(schedule.time[merges], asked + 2.5, rtol=1e-12)
+    for k, merge in enumerate(merges[:-1]):
+        takes = [actions(schedule, TAKE, w)[k] for w in range(N)]
+        assert (schedule.time[takes] >= schedule.time[merge]).all()
+    schedule = averaging.cyclic(N, 12, 3, merge_time=2.0)
+    assert schedule.time[actions(schedule, MERGE)].tolist() == [5.0, 8.0, 11.0, 14.0]
+
+
+@pytest.mark.parametrize("every, count", [(0, 0), (1, 5), (2, 2)])
+def test_measures_so_often(every, count):
+    assert averaging.cyclic(N, 15, 3, measure_every=every).num_measured == count
+
+
 def test_equal_arguments_give_equal_schedules_and_files(tmp_path):
     schedule = averaging.whenever_ready(N, 50, 5, SLOW, merge_time=0.7, seed=3)
     schedule.save(tmp_path / "a.npz")
@@ -152,16 +169,23 @@ def test_the_head_is_the_schedule_of_a_shorter_run():
 
 
 FIELDS = dict(num_workers=2, worker=[0, 1], start_time=[0.0, 0.0], finish_time=[1.0, 1.0],
-              after=[2], action=[MEASURE], member=[0])
+              after=[2], action=[MEASURE], member=[0], time=[1.0])
 
 
 @pytest.mark.parametrize("changed, words", [
     (dict(worker=[0, 2]), r"worker\[1\] is 2: must be 0 to 1"),
     (dict(worker=[0.0, 1.0]), "worker must be a vector of int32"),
     (dict(start_time=[0.0]), "must be equally long"),
+    (dict(worker=[0, 2**32]), r"worker\[1\] is 4294967296: must be 0 to 1"),
+    (dict(action=[256]), r"action\[0\] is 256: must be 0 to 3"),
+    (dict(num_workers=2.5), "num_workers must be an integer, 1 or more, got 2.5"),
+    (dict(start_time=[0.0, -np.inf]), r"start_time\[1\] is -inf: must be finite, 0 or more"),
+    (dict(worker=[0, 0]), r"start_time\[1\] is 0.0: is before the worker's last finish_time"),
     (dict(finish_time=[1.0, -1.0]), r"finish_time\[1\] is -1.0: must be finite and not before"),
-    (dict(after=[3]), r"after\[0\] is 3: must be 0 to 2"),
-    (dict(after=[2, 1], action=[2, 2], member=[0, 0]), r"after\[1\] is 1: is less than before"),
+    (dict(after=[3]), r"after\[0\] is 3: must be 1 to 2"),
+    (dict(after=[0]), r"after\[0\] is 0: must be 1 to 2"),
+    (dict(after=[2, 1], action=[2, 2], member=[0, 0], time=[1.0, 1.0]),
+     r"after\[1\] is 1: is less than before"),
     (dict(action=[4]), r"action\[0\] is 4: must be 0 to 3"),
     (dict(member=[2]), r"member\[0\] is 2: must be 0 to 1"),
 ])
@@ -178,6 +202,10 @@ def test_bad_columns_are_refused(changed, words):
     (lambda: averaging.whenever_ready(2, 4, 0, SLOW), "max_drift must be an integer, 1 or more"),
     (lambda: averaging.independent(2, 4, [1, 2, 3], SLOW), "steps must be a number or 2 of them"),
     (lambda: averaging.independent(2, 4, 0, timing.constant(1.0)), "steps must be an integer"),
+    (lambda: averaging.cyclic(2, 4, 2, merge_time="a"), "merge_time must be seconds"),
+    (lambda: averaging.cyclic(2, 4, 2, measure_every=-1), "measure_every must be an integer, 0"),
+    (lambda: averaging.whenever_ready(2, 4, 2, timing.Timing(timing.constant(1.0), pull=5.0)),
+     "timing: pull and push must be 0, as communication takes merge_time"),
 ])
 def test_bad_arguments_are_refused(make, words):
     with pytest.raises(ValueError, match=words):

@@ -68,6 +68,56 @@ def test_elastic_averaging_equals_numpy(x64, numpy_averaging, period):
     np.testing.assert_allclose(result.worker_params, local, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_devices", [2, 4])
+@pytest.mark.parametrize("elasticity", [None, 0.3])
+def test_waves_that_do_not_end_with_a_step(x64, elasticity, num_devices):
+    """What moves a worker is waited for, though its wave may hold others' steps."""
+    few = X[:, :3], Y[:, :3]
+    one, more = (emulate(1, batches=few, elasticity=elasticity, num_devices=n)
+                 for n in (1, num_devices))
+    np.testing.assert_array_equal(one.worker_params, more.worker_params)
+    schedule = averaging.independent(3, 3 * T, [2, 3, 1], timing.gamma(1.0, 0.5), merge_time=1.3,
+                                     takes=elasticity is None)
+    few = jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), few)
+    one, more = (emulate(None, batches=few, elasticity=elasticity, schedule=schedule, num_devices=n)
+                 for n in (1, num_devices))
+    np.testing.assert_array_equal(one.worker_params, more.worker_params)
+    np.testing.assert_array_equal(one.discrepancy, more.discrepancy)
+
+
+def test_schedules_at_ones_own_pace_equal_a_replay_in_numpy(x64):
+    schedule = averaging.whenever_ready(
+        N, T * N, 5, timing.Timing(timing.gamma(1.0, 0.5), slowdown=[1, 1, 1, 4]), merge_time=0.7)
+    batches = X.reshape(-1, ROWS, WIDTH), Y.reshape(-1, ROWS)
+    result = emulate(None, batches=batches, schedule=schedule, num_devices=2)
+    server, sent = START, []
+    local, since = [START] * N, [np.zeros(WIDTH)] * N  # Parameters, and gains since the last release.
+    actions = list(zip(schedule.after, schedule.action, schedule.member))
+    for event, w in enumerate(schedule.worker):
+        out = np.tanh(batches[0][event] @ local[w])
+        step = -RATE * batches[0][event].T @ ((out - batches[1][event]) * (1 - out ** 2)) / ROWS
+        local[w], since[w] = local[w] + step, since[w] + step
+        while actions and actions[0][0] == event + 1:
+            _, action, member = actions.pop(0)
+            if action == averaging.RELEASE:
+                sent.append(since[member])
+                since[member] = np.zeros(WIDTH)
+            elif action == averaging.MERGE:
+                server, sent = server + np.mean(sent, axis=0), []
+            elif action == averaging.TAKE:
+                local[member] = server + since[member]
+    np.testing.assert_allclose(result.params, server, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(result.worker_params, local, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_devices, layout", [(1, "sharded"), (2, "replicated")])
+def test_leaves_without_elements(num_devices, layout):
+    result = asgd.emulate_averaging(
+        lambda p, b: (p["x"] - b) ** 2, optax.sgd(0.1), {"x": 0.0, "none": np.zeros((0, 3))},
+        np.ones((4, 2)), period=2, num_devices=num_devices, layout=layout)
+    assert result.params["none"].shape == (0, 3) and result.discrepancy.shape == (2,)
+
+
 @pytest.mark.parametrize("period", [1, 2, 5, 14])
 def test_one_worker_is_sequential_sgd(x64, period):
     """D.5; with momentum too, as its own optimizer is."""
@@ -102,7 +152,7 @@ def test_merges_leave_the_mean_alone_and_the_server_gets_the_mean_before(x64):
     whole = averaging.cyclic(N, 12, 3)
     kept = whole.after < 12 * N
     cut = dataclasses.replace(whole, after=whole.after[kept], action=whole.action[kept],
-                              member=whole.member[kept])
+                              member=whole.member[kept], time=whole.time[kept])
     batches = X[:12].reshape(-1, ROWS, WIDTH), Y[:12].reshape(-1, ROWS)
     after, before = (emulate(None, schedule=schedule, batches=batches) for schedule in (whole, cut))
     assert np.abs(after.worker_params - before.worker_params).max() > 1e-3
@@ -256,6 +306,11 @@ def test_a_loss_that_is_not_finite_names_event_and_worker():
     (dict(period=0), "period must be an integer, 1 or more, got 0"),
     (dict(period=None), "period or schedule"),
     (dict(period=2, delay=3), "delay must be 0 to period=2, got 3"),
+    (dict(period=2, elasticity="a"), "elasticity must be from 0 to 1, got 'a'"),
+    (dict(period=2, elasticity=0.1, delay=1), "delay and elasticity do not fit"),
+    (dict(period=2, backend="debug"), "backend must be shard_map, pmap or jit, got 'debug'"),
+    (dict(period=None, schedule=3), "schedule must be an AveragingSchedule"),
+    (dict(period=2, batches=lambda events: X), "with schedule, not with period"),
     (dict(period=2, elasticity=1.5), "elasticity must be from 0 to 1, got 1.5"),
     (dict(period=2, tx=0.1), "tx must be an Optax transformation, got 0.1"),
     (dict(period=2, outer_tx=0.1), "outer_tx must be an Optax transformation, got 0.1"),

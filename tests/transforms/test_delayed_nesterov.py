@@ -60,7 +60,8 @@ def test_the_rate_follows_a_schedule_over_gradients(x64):
 @pytest.mark.parametrize("options, words", [
     (dict(every=0), "every must be an integer, 1 or more, got 0"),
     (dict(every=1.5), "every must be an integer"),
-    (dict(every=2, momentum=-0.1), "momentum must be from 0 to 1, got -0.1"),
+    (dict(every=2, momentum=-0.1), r"momentum must be in \[0, 1\), got -0.1"),
+    (dict(every=2, momentum=1.0), "momentum must be in"),
     (dict(every=4, spread=0.3), "spread must be from 0 to 0.25, got 0.3"),
 ])
 def test_bad_options_are_refused(options, words):
