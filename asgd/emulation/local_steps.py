@@ -211,7 +211,7 @@ def emulate_averaging(
     else:
         if delay is not None:
             raise ValueError("delay is part of the schedule")
-        shape = (len(schedule),)
+        shape = -1
     emulator = AveragingEmulator(
         loss_fn, tx, params, schedule, batches, outer_tx=outer_tx, elasticity=elasticity,
         num_devices=num_devices, backend=backend, worker_tx=worker_tx, layout=layout,
