@@ -202,9 +202,12 @@ class Averaging(Workers):
         snapshots, _ = lax.optimization_barrier((state.snapshots, turn))
 
         def to_others(i, largest):
+            def squares(ring_):
+                wide = ring_.astype(jnp.promote_types(ring_.dtype, jnp.float32))
+                return jnp.square(wide - lax.dynamic_index_in_dim(wide, i))
+
             square = sum(
-                sum_rows(jnp.square(ring_ - lax.dynamic_index_in_dim(ring_, i)), like.size,
-                         self._layout.num_parts)
+                sum_rows(squares(ring_), like.size, self._layout.num_parts)
                 for ring_, like in zip(*map(jax.tree.leaves, (snapshots, self._params))))
             return jnp.maximum(largest, jnp.sqrt(square.max()).astype(largest.dtype))
 

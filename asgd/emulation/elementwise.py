@@ -82,7 +82,8 @@ def check_elementwise(tx: Any, params: Any, rows: Optional[dict[str, int]] = Non
     if culprit:
         raise ValueError(
             f"layout='sharded' needs an elementwise tx, but it uses {culprit!r} across the "
-            "elements of a leaf: pass that part as worker_tx, or layout='replicated'")
+            "elements of a leaf" + (", or in a way that cannot be seen" if culprit == "scan" else "")
+            + ": pass that part as worker_tx, or layout='replicated'")
     program = _signature(jaxpr)
     for num_devices in (1, 2, 8, 64):
         if _signature(trace(resized(part(num_devices)))[1]) != program:

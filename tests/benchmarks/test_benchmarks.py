@@ -9,7 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import event_loops, measure, synchronous, workloads
+from asgd.cluster import averaging, timing
+from asgd.workloads import sampling
+from benchmarks import discrepancy, event_loops, measure, synchronous, workloads
 from benchmarks.setup import cluster_trace, emulation
 
 
@@ -64,6 +66,21 @@ def test_figures_that_reach_into_the_program_run(figure, monkeypatch):
                                     devices=min(module.DEVICES))
     row = json.loads(json.dumps(next(module.rows(options))))
     assert row and all(isinstance(value, (str, int, float)) for value in row.values())
+
+
+def test_the_discrepancy_is_of_each_workers_own_data(monkeypatch):
+    monkeypatch.setattr(discrepancy, "STEPS", 8)
+    monkeypatch.setattr(discrepancy, "PERIODS", (2,))
+    monkeypatch.setattr(discrepancy, "WORKERS", (8,))
+    alike, by_label = discrepancy.rows(None)
+    assert 0 < 1.5 * alike["delayed_averaging"] < by_label["delayed_averaging"]
+    clock = timing.gamma(1.0, 0.5)
+    schedule = averaging.independent(3, 30, 2, clock)
+    sampler = sampling.AgentSampler(60, 4, 3)
+    indices = discrepancy.of_worker(sampler, schedule)(np.arange(30))
+    for worker in range(3):
+        mine = indices[schedule.worker == worker]
+        np.testing.assert_array_equal(mine, sampler.indices(np.arange(len(mine)) * 3 + worker))
 
 
 def test_the_plain_torch_loop_ends_with_the_same_parameters():

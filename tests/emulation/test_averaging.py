@@ -110,6 +110,15 @@ def test_schedules_at_ones_own_pace_equal_a_replay_in_numpy(x64):
     np.testing.assert_allclose(result.worker_params, local, rtol=0, atol=1e-12)
 
 
+def test_small_distances_of_half_precision_are_measured():
+    """Squares of differences below 2e-4 are none in float16."""
+    result = asgd.emulate_averaging(
+        lambda x, b: b * x[0], optax.sgd(1e-4), jnp.zeros(2, jnp.float16),
+        np.array([[1.0, -1.0]], np.float16), period=1)
+    # The rate itself is rounded to float16, as the parameters are.
+    np.testing.assert_allclose(result.discrepancy, 2e-4, rtol=2.0**-10)
+
+
 @pytest.mark.parametrize("num_devices, layout", [(1, "sharded"), (2, "replicated")])
 def test_leaves_without_elements(num_devices, layout):
     result = asgd.emulate_averaging(
