@@ -158,8 +158,9 @@ class AveragingSchedule:
 
     def save(self, path: Any) -> None:
         """Writes an `.npz` archive, atomically."""
-        storage.write_npz(path, {"num_workers": np.int64(self.num_workers),
-                                 "kind": np.array(self.kind), **{name: getattr(self, name) for name in _COLUMNS}})
+        storage.write_npz(path, {
+            "num_workers": np.int64(self.num_workers), "kind": np.array(self.kind),
+            **{name: getattr(self, name) for name in _COLUMNS}})
 
     @classmethod
     def load(cls, path: Any) -> "AveragingSchedule":

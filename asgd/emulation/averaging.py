@@ -84,7 +84,6 @@ class Averaging(Workers):
         self._schedule = schedule
         self._decay = model_state_decay
         self._elasticity = elasticity
-        # Actions before the first step change nothing, as all are where they began.
         self._first = np.searchsorted(schedule.after, np.arange(1, len(schedule) + 2))
         self._most = int(np.diff(self._first).max(initial=1))
 
@@ -131,11 +130,7 @@ class Averaging(Workers):
             gradient, opt_state, params, worker=event.worker, number=event.number.astype(jnp.int32))
         new_opt_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype),
                                      new_opt_state, opt_state)
-        if state.model_state is not None:
-            mine = ring.read(state.model_state, event.worker)
-            mine = jax.tree.map(
-                lambda s, b: self._decay * s + (1 - self._decay) * b, mine, statistics)
-            state = state._replace(model_state=ring.write(state.model_state, event.worker, mine))
+        state = self.keep_statistics(state, event.worker, statistics, self._decay)
         state = state._replace(
             snapshots=ring.write(
                 state.snapshots, event.worker, optax.apply_updates(params, updates)),

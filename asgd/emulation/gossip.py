@@ -148,11 +148,7 @@ class Gossip(Workers):
             state.snapshots, event.write_slot, optax.apply_updates(params, updates))
         new_opt_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype),
                                      new_opt_state, opt_state)
-        if state.model_state is not None:
-            mine = ring.read(state.model_state, event.worker)
-            mine = jax.tree.map(
-                lambda s, b: self._decay * s + (1 - self._decay) * b, mine, statistics)
-            state = state._replace(model_state=ring.write(state.model_state, event.worker, mine))
+        state = self.keep_statistics(state, event.worker, statistics, self._decay)
         first = event.write_slot - event.worker
         distance = lax.fori_loop(
             0, event.round_ends.astype(int),

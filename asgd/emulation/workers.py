@@ -48,5 +48,13 @@ class Workers:
         """Brings what the workers sent to where it is applied: trees with a leading axis [W]."""
         return self._layout.collect(sent), self._layout.gather(statistics)
 
+    def keep_statistics(self, state: Any, worker: jax.Array, statistics: Any, decay: float) -> Any:
+        """Returns the state with a worker's own running statistics moved by those of its batch."""
+        if state.model_state is None:
+            return state
+        mine = jax.tree.map(lambda s, b: decay * s + (1 - decay) * b,
+                            ring.read(state.model_state, worker), statistics)
+        return state._replace(model_state=ring.write(state.model_state, worker, mine))
+
     def _used(self, snapshot):
         return jax.tree.map(lambda x, like: x.astype(like.dtype), snapshot, self._params)

@@ -10,12 +10,12 @@ import optax
 
 from asgd.cluster.averaging import MERGE, AveragingSchedule
 from asgd.emulation import AveragingEmulator
-from asgd.training.validation import ConfigError
+from asgd.training.recorded import Recorded
 from asgd.workloads import sampling, task as task_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AveragingRun:
+class AveragingRun(Recorded):
     """Local steps whose sums a server averages; attributes as for `ServerRun`, and:
 
     Attributes:
@@ -34,9 +34,6 @@ class AveragingRun:
     worker_tx: Optional[optax.GradientTransformation]
     batch_size: int
 
-    record = "schedule.npz"
-    unit = 1
-
     @property
     def num_events(self) -> int:
         return len(self.schedule)
@@ -48,15 +45,6 @@ class AveragingRun:
     @property
     def totals(self) -> dict[str, Any]:
         return {"updates": self.schedule.num_merges, **self._times(self.num_events)}
-
-    def check_record(self, path: Any) -> None:
-        """Raises ConfigError when a run at ``path`` followed another schedule."""
-        if path.exists() and AveragingSchedule.load(path) != self.schedule:
-            raise ConfigError("workdir holds a run of another schedule than trace_path has now: "
-                              "choose a new workdir")
-
-    def save_record(self, path: Any) -> None:
-        self.schedule.save(path)
 
     def __str__(self):
         return f"Schedule\n{self.schedule}"
@@ -80,9 +68,8 @@ class AveragingRun:
     def summary(self, start: int, stop: int, losses: np.ndarray) -> dict[str, Any]:
         """Returns the metrics of the events ``start .. stop - 1``."""
         schedule, drift = self.schedule, self._drift[start:stop]
-        merges = schedule.after[schedule.action == MERGE]
         return {
-            "updates": int(np.searchsorted(merges, stop, side="right")),
+            "updates": int(np.searchsorted(self._merged[0], stop, side="right")),
             **self._times(stop),
             "idle_time_workers": np.bincount(
                 schedule.worker[:stop], self._waits[:stop], schedule.num_workers).tolist(),
@@ -113,8 +100,9 @@ class AveragingRun:
         It is when the gradients are done and the copies that were merged from them are there.
         """
         latest, busy, idle = (column[stop - 1] for column in self._running)
-        merged = self.schedule.time[:np.searchsorted(self.schedule.after, stop, side="right")]
-        return {"virtual_time": float(max(latest, merged.max(initial=0.0))),
+        after, there = self._merged
+        merges = np.searchsorted(after, stop, side="right")
+        return {"virtual_time": float(max(latest, there[merges - 1] if merges else 0.0)),
                 "idle_fraction": float(idle / max(busy + idle, np.finfo(float).tiny))}
 
     @functools.cached_property
@@ -122,6 +110,11 @@ class AveragingRun:
         schedule = self.schedule
         return (np.maximum.accumulate(schedule.finish_time),
                 np.cumsum(schedule.finish_time - schedule.start_time), np.cumsum(self._waits))
+
+    @functools.cached_property
+    def _merged(self):
+        merges = self.schedule.action == MERGE
+        return self.schedule.after[merges], np.maximum.accumulate(self.schedule.time[merges])
 
     @functools.cached_property
     def _waits(self):

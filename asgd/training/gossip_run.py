@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import optax
 
-from asgd.training.validation import ConfigError
+from asgd.training.recorded import Recorded
 from asgd.workloads import sampling, task as task_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GossipRun:
+class GossipRun(Recorded):
     """Decentralised training; attributes as for `ServerRun`, and:
 
     Attributes:
@@ -29,8 +29,6 @@ class GossipRun:
     worker_tx: Optional[optax.GradientTransformation]
     batch_size: int
 
-    record = "schedule.npz"
-
     @property
     def unit(self) -> int:
         return self.schedule.graph.num_agents
@@ -46,15 +44,6 @@ class GossipRun:
     @property
     def totals(self) -> dict[str, Any]:
         return {"updates": self.num_rounds, "virtual_time": float(self.num_rounds)}
-
-    def check_record(self, path: Any) -> None:
-        """Raises ConfigError when a run at ``path`` followed another schedule."""
-        if path.exists() and type(self.schedule).load(path) != self.schedule:
-            raise ConfigError("workdir holds a run of another schedule than trace_path has now: "
-                              "choose a new workdir")
-
-    def save_record(self, path: Any) -> None:
-        self.schedule.save(path)
 
     def __str__(self):
         return f"Graph\n{self.schedule}"

@@ -8,12 +8,12 @@ import optax
 
 from asgd.cluster import Trace
 from asgd.emulation import make_emulator
-from asgd.training.validation import ConfigError
+from asgd.training.recorded import Recorded
 from asgd.workloads import sampling, task as task_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ServerRun:
+class ServerRun(Recorded):
     """Asynchronous SGD with a parameter server.
 
     Attributes:
@@ -33,7 +33,7 @@ class ServerRun:
     batch_size: int
 
     record = "trace.npz"
-    unit = 1  # Runs stop after multiples of so many events.
+    recorded = "trace"
 
     @property
     def num_events(self) -> int:
@@ -48,15 +48,6 @@ class ServerRun:
     def totals(self) -> dict[str, Any]:
         return {"updates": self.trace.num_updates,
                 "virtual_time": float(self.trace.finish_time[-1])}
-
-    def check_record(self, path: Any) -> None:
-        """Raises ConfigError when a run at ``path`` followed another trace."""
-        if path.exists() and Trace.load(path) != self.trace:
-            raise ConfigError("workdir holds a run of another trace than trace_path has now: choose "
-                              "a new workdir")
-
-    def save_record(self, path: Any) -> None:
-        self.trace.save(path)
 
     def __str__(self):
         return f"Trace\n{self.trace}"
