@@ -7,9 +7,9 @@ import importlib
 
 _PUBLIC = {
     "asgd.cluster": ["Trace", "simulate"],
-    "asgd.emulation": ["AveragingResult", "EmulationResult", "GossipResult", "IndexedBatches",
-                       "NonFiniteLossError",
-                       "emulate", "emulate_averaging", "emulate_gossip"],
+    "asgd.emulation": ["AveragingResult", "EmulationResult", "EventTriggeredResult", "GossipResult",
+                       "IndexedBatches", "NonFiniteLossError", "emulate", "emulate_averaging",
+                       "emulate_event_triggered", "emulate_gossip"],
     "asgd.transforms": [
         "read_row", "weighted_sum",
         "average_until_update", "compensate_delay", "consensus", "delayed_nesterov",
@@ -19,7 +19,7 @@ _PUBLIC = {
     ],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-_SUBPACKAGES = ("cluster", "emulation", "transforms", "training", "workloads")
+_SUBPACKAGES = ("cluster", "emulation", "theory", "transforms", "training", "workloads")
 
 __all__ = sorted(_HOME) + list(_SUBPACKAGES)
 

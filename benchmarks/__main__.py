@@ -15,13 +15,14 @@ import sys
 from absl import app, flags
 
 FIGURES = ("overhead", "against", "floor", "profile", "feed", "convolutions", "waves", "memory",
-           "growth", "simulation", "startup", "discrepancy")
+           "growth", "simulation", "startup", "discrepancy", "theory", "critical")
 
 _FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Figures to measure.")
 _OUT = flags.DEFINE_string("out", "runs/benchmarks.json", "Where the results are written.")
 flags.DEFINE_list("models", ["mlp", "cnn", "resnet20", "transformer"], "Models.")
 flags.DEFINE_list("algorithms", ["asgd", "dc_asgd_a"], "Algorithms.")
 flags.DEFINE_integer("repeats", 7, "Timings of each thing.")
+flags.DEFINE_string("data_dir", "", "Prepared TFDS data with MNIST, for `critical`.")
 flags.DEFINE_integer("devices", 0, "Devices; 0 measures each figure with the numbers it needs.")
 _ROWS = flags.DEFINE_bool("rows", False, "Measure one figure here, and print a row a line.")
 
@@ -50,7 +51,8 @@ def main(argv):
 def measure(figure, devices):
     """Runs one figure in a process of its own."""
     command = [sys.executable, "-m", "benchmarks", "--rows", f"--figures={figure}",
-               f"--devices={devices}", f"--repeats={flags.FLAGS.repeats}"]
+               f"--devices={devices}", f"--repeats={flags.FLAGS.repeats}",
+               f"--data_dir={flags.FLAGS.data_dir}"]
     command += [f"--{name}={','.join(flags.FLAGS[name].value)}" for name in ("models", "algorithms")]
     env = dict(os.environ, JAX_NUM_CPU_DEVICES=str(devices))
     out = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -55,8 +55,17 @@ def get_config():
     config.compensation.per_worker = True
 
     config.cluster = config_dict.ConfigDict()
-    config.cluster.protocol = "auto"  # By algorithm; or hardsync, softsync, asynchronous.
+    # auto is by algorithm: hardsync for ssgd, which also takes k_sync, k_batch_sync and
+    # backup_workers; asynchronous for the others, or softsync if softsync_n is set, which also take
+    # k_async, k_batch_async, ssp and staleness_threshold.
+    config.cluster.protocol = "auto"
     config.cluster.softsync_n = 0  # softsync: update after floor(num_workers / n) gradients.
+    config.cluster.k = config_dict.placeholder(int)  # k_*: gradients of an update.
+    config.cluster.spare_workers = config_dict.placeholder(int)  # backup_workers: 0 is hardsync.
+    # ssp: how many gradients a worker may be ahead; staleness_threshold: largest staleness.
+    config.cluster.staleness_bound = config_dict.placeholder(int)
+    # staleness_threshold: drop (also None) or cancel.
+    config.cluster.on_late = config_dict.placeholder(str)
     config.cluster.pull = "after"  # The triggering worker pulls after or before its update.
     config.cluster.num_workers = 8
     config.cluster.slowdown = ()  # Factors on compute times, repeated over the workers.
@@ -112,6 +121,21 @@ def get_config():
     config.emulation.snapshot_dtype = ""  # bfloat16 or float16 halve the memory; "" is exact.
     # Gradients of one batched call (vmap), for accelerators; above 1 the bits depend on devices.
     config.emulation.events_per_device = 1
+
+    config.plan = config_dict.ConfigDict()  # What `python -m asgd.plan` compares; runs ignore it.
+    config.plan.protocols = ("hardsync", "backup_workers", "k_async", "softsync", "asynchronous", "ssp")
+    config.plan.workers = (1, 2, 4, 8, 16, 32, 64)
+    config.plan.target = 0.1  # Part of the loss over its minimum that is to be left.
+    # Largest and smallest Hessian eigenvalue, or (): the largest is measured along a short run of
+    # sequential SGD (or at the work directory's last checkpoint), the smallest is it over `condition`.
+    config.plan.eigenvalues = ()
+    config.plan.condition = 100.0
+    # Loss over its minimum, and variance of a mini-batch's gradient along the steepest direction; None
+    # measures them, with 0 as the minimum.
+    config.plan.excess = config_dict.placeholder(float)
+    config.plan.noise = config_dict.placeholder(float)
+    config.plan.batches = 32  # That are measured.
+    config.plan.gradients = 100  # Of the short run; curvature is measured at its start and 3 times on.
 
     config.log_every = 100  # Gradient events.
     config.evaluate_every_epochs = 1.0

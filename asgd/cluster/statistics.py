@@ -1,4 +1,4 @@
-"""Statistics of a trace: staleness, delay, throughput and idle time. Methods of `Trace`."""
+"""Statistics of a trace: staleness, delay, throughput, idle and cancelled time. `Trace` methods."""
 
 from typing import Any
 
@@ -27,7 +27,8 @@ def summary(trace) -> dict[str, Any]:
     * `gradients_per_second`, `updates_per_second`: arrivals and updates over the virtual time
       from the first start to the last arrival; None if that is 0.
     * `gradients`, `applied`, `updates`, `num_workers`: counts.
-    * `idle_fraction`: per worker, as in `per_worker`; None for workers without gradients.
+    * `idle_fraction`, `cancelled_fraction`: per worker, as in `per_worker`; None for workers
+      without gradients.
 
     Example:
         >>> from asgd.cluster import Trace
@@ -36,7 +37,11 @@ def summary(trace) -> dict[str, Any]:
         (0.75, 1.0)
     """
     seconds = float(trace.finish_time[-1] - trace.start_time.min()) if len(trace) else 0.0
-    idle = per_worker(trace)["idle_fraction"]
+    by_worker = per_worker(trace)
+    fractions = {
+        name: [None if np.isnan(x) else x for x in by_worker[name].tolist()]
+        for name in ("idle_fraction", "cancelled_fraction")
+    }
     return {
         "gradients": len(trace),
         "applied": int(np.count_nonzero(trace.applied)),
@@ -46,7 +51,7 @@ def summary(trace) -> dict[str, Any]:
         "delay": _spread(trace.delay),
         "gradients_per_second": len(trace) / seconds if seconds else None,
         "updates_per_second": trace.num_updates / seconds if seconds else None,
-        "idle_fraction": [None if np.isnan(x) else x for x in idle.tolist()],
+        **fractions,
     }
 
 
@@ -83,6 +88,11 @@ def per_worker(trace) -> dict[str, np.ndarray]:
       start, over the time from its first start to its last arrival; NaN without any gradient.
       Starts before the previous arrival count as no gap, and what comes after the last arrival
       is not counted.
+    * `cancelled_fraction`: float64, time spent on computations that were cancelled, over the same
+      time. They are no events but part of such gaps, and no idle time. Where the metadata say that
+      the protocol cancels, a gap is idle until the next update if its workers wait for that, or
+      not at all, and cancelled from then on. In any other trace, so in a log of a real cluster,
+      nothing counts as cancelled and all of a gap as idle.
 
     Example:
         >>> from asgd.cluster import Trace
@@ -97,7 +107,16 @@ def per_worker(trace) -> dict[str, np.ndarray]:
     order = np.argsort(trace.worker, kind="stable")
     worker, start, finish = (x[order] for x in (trace.worker, trace.start_time, trace.finish_time))
     gaps = np.maximum(start[1:] - finish[:-1], 0) * (worker[1:] == worker[:-1])
-    idle = np.bincount(worker[1:], weights=gaps, minlength=count)
+    waits = gaps
+    protocol = _cancelling(trace)
+    if protocol is not None and protocol.get("waits"):
+        next_update = np.append(trace.finish_time[trace.updates], np.inf)[trace.version[order]]
+        waits = np.minimum(gaps, (next_update - finish)[:-1])
+    elif protocol is not None:
+        waits = np.zeros_like(gaps)
+    idle, cancelled = (
+        np.bincount(worker[1:], weights=x, minlength=count) for x in (waits, gaps - waits)
+    )
     first, last = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(first, worker, start)
     np.maximum.at(last, worker, finish)
@@ -109,7 +128,14 @@ def per_worker(trace) -> dict[str, np.ndarray]:
             "staleness": np.bincount(trace.worker, staleness, minlength=count) / applied,
             "delay": np.bincount(trace.worker, trace.delay, minlength=count) / gradients,
             "idle_fraction": np.where(seconds == 0, 0.0, idle / seconds),
+            "cancelled_fraction": np.where(seconds == 0, 0.0, cancelled / seconds),
         }
+
+
+def _cancelling(trace) -> dict[str, Any] | None:
+    """What `Protocol.describe` says of the protocol, if that cancels computations, else None."""
+    protocol = trace.metadata.get("protocol")
+    return protocol if isinstance(protocol, dict) and protocol.get("cancels") else None
 
 
 def describe(trace) -> str:
@@ -139,7 +165,8 @@ def describe(trace) -> str:
     if s["gradients_per_second"] is not None:
         rates = (s["gradients_per_second"], s["updates_per_second"])
         lines.append("throughput (per virtual s): {:.4g} gradients, {:.4g} updates".format(*rates))
-    idle = [fraction for fraction in s["idle_fraction"] if fraction is not None]
-    if idle:
-        lines.append(f"idle: mean {sum(idle) / len(idle):.1%}, most {max(idle):.1%}")
+    for name in ("idle", "cancelled"):
+        shares = [share for share in s[f"{name}_fraction"] if share is not None]
+        if shares and (name == "idle" or _cancelling(trace)):
+            lines.append(f"{name}: mean {sum(shares) / len(shares):.1%}, most {max(shares):.1%}")
     return "\n".join(lines)

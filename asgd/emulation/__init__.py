@@ -11,4 +11,6 @@ from asgd.emulation.local_steps import AveragingEmulator, AveragingResult, emula
 def __getattr__(name):
     if name in ("GossipEmulator", "GossipResult", "emulate_gossip"):  # They import networkx.
         return getattr(importlib.import_module("asgd.emulation.decentralized"), name)
+    if name in ("EventTriggeredResult", "emulate_event_triggered"):
+        return getattr(importlib.import_module("asgd.emulation.event_triggered"), name)
     raise AttributeError(f"module 'asgd.emulation' has no attribute {name!r}")

@@ -72,11 +72,14 @@ class Emulator(Driver):
         worker_state = worker_tx.init(params)
         plan = plan_waves(trace, num_devices * events_per_device, cuts,
                           distinct_workers=bool(jax.tree.leaves(worker_state)))
-        server = ParameterServer(tx, worker_tx, place, trace, plan, jax.eval_shape(lambda: params),
+        server = self._make_server(tx, worker_tx, place, trace, plan, jax.eval_shape(lambda: params),
                                  model_state_decay, snapshot_dtype)
         super().__init__(server, loss, plan, feed, spmd, place, (params, worker_state), model_state,
                          waves_per_call=waves_per_call, seed=seed,
                          events_per_device=events_per_device)
+
+    def _make_server(self, *args):
+        return ParameterServer(*args)
 
     def params(self, state: Any) -> Any:
         """Returns the server's parameters as the tree that came in."""

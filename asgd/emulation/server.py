@@ -112,9 +112,13 @@ class ParameterServer(Workers):
         """Applies one event: a gradient, the worker's new state, and its batch statistics."""
         if self._all_applied:
             return self._apply(state, arrived, event)
-        # A loop of no or one turn: unlike a conditional it never copies what it leaves alone.
-        return lax.fori_loop(0, event.applied.astype(int),
-                             lambda _, s: self._apply(s, arrived, event), state)
+        return self._apply_if(event.applied, state, arrived, event)
+
+    def _apply_if(self, wanted, state, arrived, event):
+        # A loop of no or one turn: unlike a conditional it never copies what it leaves alone. The
+        # turn's number keeps products of the gradient in it, where they round as without a loop.
+        return lax.fori_loop(0, wanted.astype(int), lambda turn, s: self._apply(
+            s, lax.optimization_barrier((arrived, turn))[0], event), state)
 
     def _apply(self, state, arrived, event):
         (gradient, worker_state), statistics = arrived

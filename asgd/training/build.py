@@ -7,14 +7,14 @@ import numpy as np
 import optax
 
 from asgd import transforms
-from asgd.cluster import Trace, protocols, simulate, timing
+from asgd.cluster import Trace, simulate, timing
+from asgd.training.cluster_fields import make_protocol
 from asgd.training.server_run import ServerRun
 from asgd.training.validation import (
     AVERAGING_ALGORITHMS,
     GOSSIP_ALGORITHMS,
     ConfigError,
     check_trace,
-    protocol_of,
 )
 from asgd.workloads import datasets, models, sampling, task as task_lib, text
 
@@ -63,7 +63,10 @@ def make_task(config: Any) -> task_lib.Task:
 
 
 def make_trace(config: Any, num_examples: int) -> Trace:
-    """Loads the trace at ``trace_path``, or simulates the cluster."""
+    """Loads the trace at ``trace_path``, or simulates the cluster.
+
+    It is cut to ``num_gradients`` events, or to ``num_epochs`` passes of applied samples.
+    """
     wanted = num_gradients(config, num_examples)
     if config.trace_path:
         read = Trace.from_csv if config.trace_path.endswith(".csv") else Trace.load
@@ -72,19 +75,30 @@ def make_trace(config: Any, num_examples: int) -> Trace:
         except (OSError, ValueError) as error:
             raise ConfigError(f"trace_path: {error}") from None
         check_trace(config, trace)
-        return trace if wanted is None or wanted >= len(trace) else trace.head(wanted)
+        length = len(trace) if wanted is None else _events(config, trace, wanted)
+        return trace if length >= len(trace) else trace.head(length)
 
-    cluster = config.cluster
-    protocol = {
-        "hardsync": protocols.hardsync,
-        "softsync": lambda: protocols.softsync(cluster.softsync_n, pull=cluster.pull),
-        "asynchronous": lambda: protocols.asynchronous(pull=cluster.pull),
-    }[protocol_of(config)]()
     clock = make_timing(config)
     try:
-        return simulate(protocol, clock, cluster.num_workers, wanted, config.seed)
+        protocol, length = make_protocol(config), wanted
+        while True:
+            trace = simulate(protocol, clock, config.cluster.num_workers, length, config.seed)
+            needed = _events(config, trace, wanted)
+            if needed == length:
+                return trace
+            length = needed
     except ValueError as error:
         raise ConfigError(f"cluster: {error}") from None
+
+
+def _events(config, trace, wanted):
+    """How many events it takes: to apply as many, for epochs. Beyond the trace's end a guess."""
+    applied = np.cumsum(trace.applied)
+    if config.num_gradients is not None or applied[-1] == len(trace):
+        return wanted
+    if applied[-1] >= wanted:
+        return int(np.searchsorted(applied, wanted)) + 1
+    return int(1.1 * len(trace) * wanted / max(1, applied[-1])) + 1
 
 
 def make_timing(config: Any) -> timing.Timing:

@@ -6,72 +6,52 @@ from typing import Any
 
 import numpy as np
 
-from asgd.cluster import Trace, timing
+from asgd.cluster import timing
+from asgd.training import cluster_fields
+from asgd.training.cluster_fields import ALGORITHMS
+from asgd.training.fields import ConfigError, check_number, check_one_of, get_field
 from asgd.transforms import rule_from_text
 from asgd.workloads import datasets, models, text
 
-ALGORITHMS = {
-    # algorithm: the protocols that make sense with it, the first by default.
-    "sgd": ("asynchronous",),
-    "ssgd": ("hardsync",),
-    "asgd": ("asynchronous", "softsync"),
-    "staleness_aware": ("asynchronous", "softsync"),
-    "dc_asgd_c": ("asynchronous", "softsync"),
-    "dc_asgd_a": ("asynchronous", "softsync"),
-}
 GOSSIP_ALGORITHMS = ("dsgd", "p_asgd", "c_asgd", "pc_asgd", "pc_asgd_pv", "ad_psgd")
 AVERAGING_ALGORITHMS = ("delayed_averaging", "local_sgd", "elastic_averaging", "async_diloco")
-PROTOCOLS = ("asynchronous", "softsync", "hardsync")
-
-
-class ConfigError(ValueError):
-    """A field of the config that cannot be used; exit code 2."""
-
-
-def protocol_of(config: Any) -> str:
-    """Returns the protocol's name, chosen by the algorithm where it says "auto"."""
-    if config.cluster.protocol != "auto":
-        return config.cluster.protocol
-    if config.cluster.softsync_n and "softsync" in ALGORITHMS[config.algorithm]:
-        return "softsync"
-    return ALGORITHMS[config.algorithm][0]
 
 
 def validate(config: Any) -> None:
     """Raises ConfigError for the first field that is wrong or does not fit another."""
-    _one_of(config, "algorithm", (*ALGORITHMS, *GOSSIP_ALGORITHMS, *AVERAGING_ALGORITHMS))
-    _one_of(config, "dataset.name", (*datasets.NAMES, *text.NAMES))
-    _one_of(config, "model.name", models.NAMES)
+    check_one_of(config, "algorithm", (*ALGORITHMS, *GOSSIP_ALGORITHMS, *AVERAGING_ALGORITHMS))
+    check_one_of(config, "dataset.name", (*datasets.NAMES, *text.NAMES))
+    check_one_of(config, "model.name", models.NAMES)
     if (config.dataset.name in text.NAMES) != (config.model.name == "transformer"):
         raise ConfigError(f"dataset.name={config.dataset.name!r} and model.name="
                           f"{config.model.name!r} do not fit: the transformer is for text")
-    _one_of(config, "schedule", ("constant", "cosine", "step"))
-    _one_of(config, "cluster.protocol", ("auto",) + PROTOCOLS)
-    _one_of(config, "cluster.pull", ("after", "before"))
-    _one_of(config, "cluster.compute_time.distribution", timing.NAMES)
-    _one_of(config, "emulation.backend", ("shard_map", "pmap", "jit", "debug"))
-    _one_of(config, "emulation.layout", ("sharded", "replicated"))
-    _one_of(config, "emulation.snapshot_dtype", ("", "bfloat16", "float16"))
+    check_one_of(config, "schedule", ("constant", "cosine", "step"))
+    check_one_of(config, "cluster.protocol", ("auto", *cluster_fields.PROTOCOLS))
+    check_one_of(config, "cluster.pull", ("after", "before"))
+    check_one_of(config, "cluster.compute_time.distribution", timing.NAMES)
+    check_one_of(config, "emulation.backend", ("shard_map", "pmap", "jit", "debug"))
+    check_one_of(config, "emulation.layout", ("sharded", "replicated"))
+    check_one_of(config, "emulation.snapshot_dtype", ("", "bfloat16", "float16"))
 
     for name in ("batch_size", "cluster.num_workers", "emulation.num_devices",
                  "dataset.length", "model.width", "model.layers", "model.heads",
                  "emulation.events_per_device", "log_every", "checkpoint.every_gradients",
                  "checkpoint.keep"):
-        _number(config, name, least=1)
+        check_number(config, name, least=1)
     for name in ("seed", "cluster.softsync_n", "emulation.waves_per_call"):
-        _number(config, name, least=0)
+        check_number(config, name, least=0)
     for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_epochs",
                  "cluster.pull_time", "cluster.push_time", "compensation.eps"):
-        _number(config, name, least=0)
+        check_number(config, name, least=0)
     for name in ("momentum", "compensation.decay", "model_state_decay"):
-        _number(config, name, least=0, below=1)
+        check_number(config, name, least=0, below=1)
     for name in ("cluster.compute_time.mean", "evaluate_every_epochs", "schedule_factor",
                  "compensation.factor"):
-        _number(config, name, above=0)
+        check_number(config, name, above=0)
     if config.compensation.strength is not None:
-        _number(config, "compensation.strength")
+        check_number(config, "compensation.strength")
     for name in ("schedule_epochs", "cluster.slowdown", "model.hidden"):
-        for value in _get(config, name):
+        for value in get_field(config, name):
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must hold positive numbers, got {value!r}")
     if config.dataset.augment and config.dataset.name != "cifar10":
@@ -92,7 +72,7 @@ def validate(config: Any) -> None:
     elif config.algorithm in AVERAGING_ALGORITHMS:
         _averaging(config)
     else:
-        _combinations(config)
+        cluster_fields.check(config)
     _rule(config)
     _devices(config)
 
@@ -103,42 +83,13 @@ def _lengths(config):
     if needed and config.num_epochs is None and config.num_gradients is None:
         raise ConfigError("num_epochs or num_gradients must be set")
     if config.num_epochs is not None:
-        _number(config, "num_epochs", above=0)
+        check_number(config, "num_epochs", above=0)
     if config.num_gradients is not None:
-        _number(config, "num_gradients", least=1, below=2**31)
+        check_number(config, "num_gradients", least=1, below=2**31)
     if config.schedule == "step" and not config.schedule_epochs:
         raise ConfigError("schedule='step' needs schedule_epochs, the epochs where the rate drops")
     if list(config.schedule_epochs) != sorted(config.schedule_epochs):
         raise ConfigError(f"schedule_epochs must grow, got {tuple(config.schedule_epochs)}")
-
-
-def _combinations(config):
-    algorithm, cluster = config.algorithm, config.cluster
-    if cluster.protocol != "auto" and cluster.protocol not in ALGORITHMS[algorithm]:
-        raise ConfigError(
-            f"algorithm={algorithm!r} and cluster.protocol={cluster.protocol!r} do not fit: "
-            f"this algorithm takes {' or '.join(ALGORITHMS[algorithm])}")
-    if config.trace_path:
-        return
-    if algorithm == "sgd" and cluster.num_workers != 1:
-        raise ConfigError("algorithm='sgd' and cluster.num_workers="
-                          f"{cluster.num_workers} do not fit: sequential SGD has one worker")
-    if protocol_of(config) == "softsync":
-        if not 1 <= cluster.softsync_n <= cluster.num_workers:
-            raise ConfigError(
-                f"cluster.softsync_n={cluster.softsync_n} and cluster.num_workers="
-                f"{cluster.num_workers} do not fit: softsync_n must be 1 to num_workers")
-    elif cluster.softsync_n:
-        raise ConfigError(f"cluster.softsync_n={cluster.softsync_n} and cluster.protocol="
-                          f"{protocol_of(config)!r} (algorithm={algorithm!r}) do not fit: "
-                          "softsync_n is for softsync")
-    _slowdown(cluster)
-
-
-def _slowdown(cluster):
-    if len(cluster.slowdown) > cluster.num_workers > 1:
-        raise ConfigError(f"cluster.slowdown has {len(cluster.slowdown)} factors, but "
-                          f"cluster.num_workers={cluster.num_workers}")
 
 
 def _devices(config):
@@ -149,49 +100,48 @@ def _devices(config):
 
 
 def _gossip(config):
-    _one_of(config, "gossip.graph",
-            ("two_cliques", "ring", "torus", "complete", "star", "erdos_renyi"))
-    _one_of(config, "gossip.mixing", ("metropolis", "uniform"))
-    _one_of(config, "gossip.split", ("random", "label"))
-    _one_of(config, "gossip.criterion", ("paper", "descent"))
+    check_one_of(config, "gossip.graph",
+                 ("two_cliques", "ring", "torus", "complete", "star", "erdos_renyi"))
+    check_one_of(config, "gossip.mixing", ("metropolis", "uniform"))
+    check_one_of(config, "gossip.split", ("random", "label"))
+    check_one_of(config, "gossip.criterion", ("paper", "descent"))
     for name, least in (("gossip.num_agents", 2), ("gossip.delay", 0)):
-        _number(config, name, least=least, below=2**15)
+        check_number(config, name, least=least, below=2**15)
     for name in ("gossip.theta", "gossip.delayed_fraction", "gossip.delay_probability",
                  "gossip.edge_probability"):
-        _number(config, name, least=0, most=1)
-    _number(config, "gossip.strength")
-    _number(config, "gossip.warmup_epochs", least=0)
+        check_number(config, name, least=0, most=1)
+    check_number(config, "gossip.strength")
+    check_number(config, "gossip.warmup_epochs", least=0)
     _needs_gradients_at_server(config)
 
 
 def _averaging(config):
-    _one_of(config, "averaging.schedule", ("cyclic", "whenever_ready"))
+    check_one_of(config, "averaging.schedule", ("cyclic", "whenever_ready"))
     for name in ("averaging.period", "averaging.max_drift"):
-        _number(config, name, least=1)
-    _number(config, "averaging.measure_every", least=0)
+        check_number(config, name, least=1)
+    check_number(config, "averaging.measure_every", least=0)
     for name in ("averaging.merge_time", "averaging.outer_learning_rate"):
-        _number(config, name, least=0)
-    _number(config, "averaging.outer_momentum", least=0, below=1)
-    _number(config, "averaging.spread", least=0, most=1)
+        check_number(config, name, least=0)
+    check_number(config, "averaging.outer_momentum", least=0, below=1)
+    check_number(config, "averaging.spread", least=0, most=1)
     fields = config.averaging
     if fields.delay is not None:
-        _number(config, "averaging.delay", least=0, most=fields.period)
+        check_number(config, "averaging.delay", least=0, most=fields.period)
         if config.algorithm != "delayed_averaging" or fields.schedule != "cyclic":
             raise ConfigError(f"averaging.delay={fields.delay} and algorithm={config.algorithm!r} with "
                               f"averaging.schedule={fields.schedule!r} do not fit: it is for "
                               "delayed_averaging in cycles")
     if fields.elasticity is not None:
-        _number(config, "averaging.elasticity", least=0, most=1)
+        check_number(config, "averaging.elasticity", least=0, most=1)
     for name in ("cluster.pull_time", "cluster.push_time"):
-        if _get(config, name):
-            raise ConfigError(f"{name}={_get(config, name)!r} and algorithm={config.algorithm!r} do "
+        if get_field(config, name):
+            raise ConfigError(f"{name}={get_field(config, name)!r} and algorithm={config.algorithm!r} do "
                               "not fit: communication takes averaging.merge_time")
-    if config.cluster.protocol != "auto" or config.cluster.softsync_n:
-        raise ConfigError(f"cluster.protocol={config.cluster.protocol!r}, cluster.softsync_n="
-                          f"{config.cluster.softsync_n} and algorithm={config.algorithm!r} do not "
-                          "fit: its protocol is under averaging")
+    for name, value in cluster_fields.given(config).items():
+        raise ConfigError(f"{name}={value!r} and algorithm={config.algorithm!r} do not fit: its "
+                          "protocol is under averaging")
     if not config.trace_path:
-        _slowdown(config.cluster)
+        cluster_fields.check_slowdown(config)
     _needs_gradients_at_server(config)
 
 
@@ -199,8 +149,8 @@ def _needs_gradients_at_server(config):
     fixed = {"emulation.backend": ("debug",), "emulation.snapshot_dtype": ("bfloat16", "float16"),
              "emulation.events_per_device": range(2, 2**31)}
     for name, refused in fixed.items():
-        if _get(config, name) in refused:
-            raise ConfigError(f"{name}={_get(config, name)!r} and algorithm={config.algorithm!r} do "
+        if get_field(config, name) in refused:
+            raise ConfigError(f"{name}={get_field(config, name)!r} and algorithm={config.algorithm!r} do "
                               "not fit: it is for algorithms whose gradients go to a server")
 
 
@@ -239,7 +189,8 @@ def check_unchanged(config: Any, path: Any) -> None:
         raise ConfigError(f"workdir: {path} cannot be read ({error}): choose a new workdir") from None
     new = _flat(json.loads(config.to_json()))
     changed = [name for name in sorted(old.keys() | new.keys())
-               if old.get(name) != new.get(name) and name not in free]
+               if old.get(name) != new.get(name) and name not in free
+               and not name.startswith("plan.")]
     if changed:
         was = ", ".join(f"{name}={old.get(name)!r}, now {new.get(name)!r}" for name in changed)
         raise ConfigError(f"workdir holds a run with another config ({was}): choose a new workdir")
@@ -251,28 +202,3 @@ def _flat(tree, prefix=""):
         out.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict)
                    else {prefix + name: value})
     return out
-
-
-def _get(config, name):
-    try:
-        for part in name.split("."):
-            config = config[part]
-        return config
-    except KeyError:
-        raise ConfigError(f"{name} is missing: start from configs/default.py") from None
-
-
-def _one_of(config, name, allowed):
-    if _get(config, name) not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {_get(config, name)!r}")
-
-
-def _number(config, name, least=-math.inf, above=-math.inf, below=math.inf, most=math.inf):
-    value = _get(config, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
-            math.isfinite(value) and least <= value <= most and above < value < below):
-        bounds = [f"at least {least:g}"] * (least > -math.inf)
-        bounds += [f"above {above:g}"] * (above > -math.inf)
-        bounds += [f"below {below:g}"] * (below < math.inf)
-        bounds += [f"at most {most:g}"] * (most < math.inf)
-        raise ConfigError(f"{name} must be a number {' and '.join(bounds)}, got {value!r}")

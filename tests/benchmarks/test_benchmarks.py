@@ -11,7 +11,7 @@ import pytest
 
 from asgd.cluster import averaging, timing
 from asgd.workloads import sampling
-from benchmarks import discrepancy, event_loops, measure, synchronous, workloads
+from benchmarks import discrepancy, event_loops, measure, synchronous, theory, workloads
 from benchmarks.setup import cluster_trace, emulation
 
 
@@ -81,6 +81,16 @@ def test_the_discrepancy_is_of_each_workers_own_data(monkeypatch):
     for worker in range(3):
         mine = indices[schedule.worker == worker]
         np.testing.assert_array_equal(mine, sampler.indices(np.arange(len(mine)) * 3 + worker))
+
+
+def test_theory_is_measured_on_the_same_thing(monkeypatch):
+    monkeypatch.setattr(theory, "WORKERS", (4,))
+    monkeypatch.setattr(theory, "STALENESS", (6,))
+    rows = [row for row, _ in zip(theory.rows(None), range(3))]
+    assert [row["claim"] for row in rows] == ["workers", "little staleness", "much staleness"]
+    for row in rows:
+        assert row["measured"] == pytest.approx(row["predicted"], rel=0.05)
+    assert rows[2]["measured"] < 0 < rows[1]["measured"]
 
 
 def test_the_plain_torch_loop_ends_with_the_same_parameters():

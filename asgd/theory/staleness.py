@@ -1,0 +1,193 @@
+r"""The law of the staleness, for any distribution of times.
+
+Workers that never wait are independent of each other. While a worker computes for a time T, the
+others' gradients arrive at the rate :math:`\nu = \sum 1 / E[T_v]` and, aggregated over many workers, nearly
+like a Poisson process (Palm and Khinchine), so their number is :math:`N \sim \mathrm{Poisson}(\nu T)`, mixed over
+the law of T. With exponential times this is exact,
+
+.. math::
+  P(N = n) = \frac{1}{M} \left(1 - \frac{1}{M}\right)^n,
+
+and its mean is :math:`M - 1` for any times, as it must be; but for windows as long as E[T] it is too wide
+where times vary less than exponential ones (constant times have N = M - 1), and too narrow where
+they vary more. With c gradients per update the staleness is the number of updates among those N
+arrivals. The approximation is named in the abstract of Yu, Chen and Poor (arXiv 2406.11159); the
+formulas are derived here.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from asgd.cluster import protocols as protocol_lib, simulate
+from asgd.cluster.timing import Timing, as_timing
+from asgd.theory import times
+
+_TAIL = 1e-15  # What lies beyond is put on the largest staleness of a law.
+
+
+def mean_staleness(protocol: Any, num_workers: int) -> float | None:
+    """Returns the exact mean staleness in updates where one holds for any times, else None.
+
+    * softsync, asynchronous, K-batch-async, c gradients per update: (M - 1) / c if the worker that
+      triggers an update pulls after it, M / c if before (Little's law, for unequal workers too).
+    * K-async: an update is spanned by the computations of the M - K workers that it does not
+      wait for, so M / K - 1.
+    * hardsync, K-sync, K-batch-sync, backup workers: 0.
+
+    Example:
+      >>> from asgd.cluster import protocols
+      >>> mean_staleness(protocols.softsync(n=15), 30), mean_staleness(protocols.hardsync(), 30)
+      (14.5, 0.0)
+    """
+    size = protocol.gradients_per_update(num_workers)
+    name = type(protocol).__name__
+    if name in ("Hardsync", "KSync", "KBatchSync", "BackupWorkers"):
+        return 0.0
+    if name == "KAsync":
+        return num_workers / size - 1
+    if never_waiting(protocol):
+        before = getattr(protocol, "pull", "after") == "before"
+        return (num_workers - (not before)) / size
+    return None
+
+
+def staleness_law(protocol: Any, timing: Any, num_workers: int, *, method: str = "auto",
+                  num_gradients: int = 200_000, seed: int = 0) -> np.ndarray:
+    """Returns P(tau = k) of the applied gradients in the long run, float64 [largest + 1].
+
+    Args:
+      protocol: one of `asgd.cluster.protocols`.
+      timing: a `Timing`, or a distribution of computing times.
+      num_workers: M.
+
+    Other args:
+      method: "exact", for synchronous protocols and for workers that never wait with equal
+        exponential or constant times; "poisson", for workers that never wait; "simulation"; or
+        "auto", the first of exact and simulation that can be had.
+      num_gradients: of the simulation, whose first tenth is left out.
+      seed: of the simulation.
+
+    Raises:
+      ValueError: if the method is unknown or does not fit.
+
+    Example:
+      >>> from asgd.cluster import protocols, timing
+      >>> law = staleness_law(protocols.asynchronous(), timing.exponential(1.0), 4)
+      >>> law[:3].tolist(), round(float(law @ range(len(law))), 6)
+      ([0.25, 0.1875, 0.140625], 3.0)
+    """
+    if method not in ("auto", "exact", "poisson", "simulation"):
+        raise ValueError(f"method must be auto, exact, poisson or simulation, got {method!r}")
+    clock = as_timing(timing)
+    size = protocol.gradients_per_update(num_workers)
+    if method == "poisson":
+        if not never_waiting(protocol):
+            raise ValueError(f"method='poisson' is for workers that never wait, not {protocol}")
+        return _updates_among(_poisson(clock, num_workers), protocol, size)
+    if method in ("auto", "exact"):
+        law = _exact(protocol, clock, num_workers, size)
+        if law is not None:
+            return law
+        if method == "exact":
+            raise ValueError(f"method='exact' has no law for {protocol} with these times: take "
+                             "poisson or simulation")
+    trace = simulate(protocol, clock, num_workers, max(num_gradients, 20 * num_workers), seed)
+    late = trace.staleness[len(trace) // 10 :][trace.applied[len(trace) // 10 :]]
+    if not late.size:
+        raise ValueError(f"{protocol} applies no gradient with these times")
+    return np.bincount(late) / len(late)
+
+
+def tail(law: np.ndarray, staleness: float) -> float:
+    """Returns P(tau > staleness).
+
+    Example:
+      >>> tail(np.array([0.5, 0.25, 0.25]), 0)
+      0.5
+    """
+    return float(law[max(0, math.floor(staleness) + 1) :].sum())
+
+
+def never_waiting(protocol: Any) -> bool:
+    """Returns whether workers never wait, and the server takes every gradient."""
+    return isinstance(protocol, (protocol_lib.Softsync, protocol_lib.Asynchronous,
+                                 getattr(protocol_lib, "KBatchAsync", protocol_lib.Softsync)))
+
+
+def _exact(protocol, clock: Timing, num_workers: int, size: int):
+    if mean_staleness(protocol, num_workers) == 0.0:
+        return np.ones(1)
+    cycle = times.cycle(clock, num_workers)
+    if not never_waiting(protocol) or cycle is None:
+        return None
+    if cycle.name == "exponential":
+        return _updates_among(_geometric(num_workers), protocol, size)
+    if cycle.name == "constant":
+        others = np.zeros(num_workers)
+        others[-1] = 1.0
+        return _updates_among(others, protocol, size)
+    return None
+
+
+def _geometric(num_workers):
+    if num_workers == 1:
+        return np.ones(1)
+    length = math.ceil(math.log(_TAIL) / math.log1p(-1 / num_workers))
+    return _close(stats.geom.pmf(np.arange(1, length + 1), 1 / num_workers))
+
+
+def _poisson(clock: Timing, num_workers: int) -> np.ndarray:
+    """Law of the others' arrivals in a cycle, averaged over the workers' gradients."""
+    rates = 1 / clock.cycle_means(num_workers)
+    factors = clock.slowdowns(num_workers)
+    parts = []
+    for factor in np.unique(factors):
+        alike = factors == factor
+        one = Timing(clock.compute, clock.pull, clock.push, slowdown=[factor])
+        others = rates.sum() - rates[alike][0]
+        nodes, weights = _cycle_quadrature(one)
+        parts.append((rates[alike].sum() / rates.sum(), others * nodes, weights))
+    # Few need the far end of heavy tails, where a matrix of all would not fit.
+    mass = np.concatenate([share * weights for share, _, weights in parts])
+    means = np.concatenate([mean for _, mean, _ in parts])
+    order = np.argsort(means)
+    beyond = 1 - np.cumsum(mass[order])
+    largest = float(means[order][min(np.searchsorted(-beyond, -1e-6), len(order) - 1)])
+    length = math.ceil(largest + 10 * math.sqrt(largest) + 20)
+    law = np.zeros(length)
+    for start in range(0, len(means), 64):
+        rows = slice(start, start + 64)
+        law += mass[rows] @ stats.poisson.pmf(np.arange(length), means[rows, None])
+    return _close(law)
+
+
+def _cycle_quadrature(clock: Timing):
+    whole = times.cycle(clock, 1)
+    if whole is not None:
+        return times.quadrature(whole)
+    if clock.pull.name == clock.push.name == "constant":
+        nodes, weights = times.quadrature(clock.compute)
+        return clock.slowdowns(1)[0] * nodes + clock.pull.mean + clock.push.mean, weights
+    from asgd.cluster.simulate import Cluster
+
+    drawn = np.sort(Cluster(clock, 1, seed=0).durations(0, 100_000))
+    return drawn.reshape(-1, 100).mean(axis=1), np.full(1000, 1e-3)
+
+
+def _updates_among(others: np.ndarray, protocol: Any, size: int) -> np.ndarray:
+    """Law of the updates among N arrivals; the phase of an update's gradients is uniform."""
+    if getattr(protocol, "pull", "after") == "before":
+        # What the worker's own last gradient triggers comes after its pull.
+        others = np.concatenate([[0.0], others])
+    law = np.zeros((len(others) - 1 + size - 1) // size + 1)
+    for phase in range(size):
+        np.add.at(law, (np.arange(len(others)) + phase) // size, others / size)
+    return np.trim_zeros(law, "b")
+
+
+def _close(law):
+    law[-1] += max(0.0, 1 - law.sum())
+    return law / law.sum()

@@ -1,0 +1,142 @@
+"""Staleness laws and run times against closed forms and simulated clusters."""
+
+import math
+
+import numpy as np
+import pytest
+
+from asgd import simulate, theory
+from asgd.cluster import Timing, protocols, timing
+
+TIMES = {
+    "exponential": timing.exponential(2.0),
+    "gamma": timing.gamma(2.0, cv=0.5),
+    "lognormal": timing.lognormal(2.0, cv=math.sqrt(math.e - 1)),
+    "pareto": timing.pareto(2.0, shape=2.5),
+    "constant": timing.constant(2.0),
+    "shifted": timing.shifted_exponential(1.0, 2.0),
+    "measured": timing.empirical([1.0, 1.0, 2.0, 4.0]),
+}
+WORKERS = 30
+
+
+def mean(law):
+    return float(law @ np.arange(len(law)))
+
+
+@pytest.mark.parametrize("n, after, before", [(1, 0.967, 1), (2, 1.933, 2), (15, 14.5, 15), (30, 29, 30)])
+def test_mean_staleness(n, after, before):
+    assert theory.mean_staleness(protocols.softsync(n), WORKERS) == pytest.approx(after, abs=5e-4)
+    assert theory.mean_staleness(protocols.softsync(n, pull="before"), WORKERS) == before
+    for pull, expected in (("after", after), ("before", before)):
+        law = theory.staleness_law(protocols.softsync(n, pull), timing.exponential(1.0), WORKERS)
+        assert mean(law) == pytest.approx(expected, abs=5e-4)
+        assert law.sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_exponential_times_give_a_geometric_law():
+    law = theory.staleness_law(protocols.asynchronous(), timing.exponential(1.0), 8)
+    k = np.arange(40)
+    assert law[:40] == pytest.approx((1 / 8) * (7 / 8) ** k, rel=1e-7)
+    poisson = theory.staleness_law(protocols.asynchronous(), timing.exponential(1.0), 8, method="poisson")
+    assert poisson[:40] == pytest.approx(law[:40], abs=1e-6)
+    assert theory.tail(theory.staleness_law(protocols.asynchronous(), timing.exponential(1.0), 30),
+                       60) == pytest.approx(0.127, abs=1e-3)
+
+
+def test_gamma_times_give_a_negative_binomial_law_by_poisson():
+    # Poisson mixed over gamma times of shape 4: success probability 4 / (4 + M - 1).
+    from scipy import stats
+
+    law = theory.staleness_law(protocols.asynchronous(), TIMES["gamma"], 9, method="poisson")
+    assert law[:40] == pytest.approx(stats.nbinom.pmf(np.arange(40), 4, 4 / 12), abs=1e-7)
+
+
+def test_constant_times_give_constant_staleness():
+    law = theory.staleness_law(protocols.asynchronous(), timing.constant(1.0), 7)
+    assert law.tolist() == [0] * 6 + [1]
+    # Which a Poisson law would be wrong about: variance M - 1.
+    poisson = theory.staleness_law(protocols.asynchronous(), timing.constant(1.0), 7, method="poisson")
+    assert mean(poisson) == pytest.approx(6, abs=1e-5)
+    assert poisson @ np.arange(len(poisson)) ** 2 - 36 == pytest.approx(6, abs=1e-3)
+
+
+@pytest.mark.parametrize("pull", ["after", "before"])
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_exact_laws_are_those_of_simulated_clusters(n, pull):
+    protocol = protocols.softsync(n, pull)
+    for times in (timing.exponential(1.0), timing.constant(1.0)):
+        law = theory.staleness_law(protocol, times, 8, method="exact")
+        seen = theory.staleness_law(protocol, times, 8, method="simulation", num_gradients=100_000)
+        size = max(len(law), len(seen))
+        # Neighbouring events overlap: one in 8 counts, three standard errors of a probability of 1/2.
+        assert np.abs(np.pad(law, (0, size - len(law))) - np.pad(seen, (0, size - len(seen)))).max() < (
+            1.5 / math.sqrt(90_000 / 8) if times.name == "exponential" else 1e-4)
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_rates_and_staleness_within_two_per_cent_of_simulated_clusters(name):
+    for clock in (Timing(TIMES[name]), Timing(TIMES[name], pull=0.1, push=timing.exponential(0.2),
+                                              slowdown=[1.0] * 15 + [3.0] * 15)):
+        predicted = theory.predict(protocols.asynchronous(), clock, WORKERS)
+        trace = simulate(protocols.asynchronous(), clock, WORKERS, 100_000, seed=1)
+        late = trace.staleness[10_000:]
+        rate = 90_000 / (trace.finish_time[-1] - trace.finish_time[9_999])
+        assert predicted.updates_per_second == pytest.approx(rate, rel=0.02)
+        assert predicted.mean_staleness == pytest.approx(late.mean(), rel=0.02)
+        assert predicted.idle_fraction == 0
+
+
+def test_run_times_of_memoryless_clusters():
+    harmonic = np.cumsum(1 / np.arange(1, 9))
+    exponential = timing.exponential(2.0)
+    for k, expected in ((8, harmonic[7]), (3, harmonic[7] - harmonic[4]), (1, 1 / 8)):
+        found = theory.expected_order_statistic(exponential, k, 8)
+        assert found == pytest.approx(2 * expected, rel=1e-8)
+        assert theory.predict(protocols.k_sync(k), exponential, 8).update_period == found
+        k_async = theory.predict(protocols.k_async(k), exponential, 8, num_gradients=20_000)
+        assert k_async.update_period == pytest.approx(2 * expected, rel=1e-12)
+        batches = theory.predict(protocols.k_batch_sync(k), exponential, 8)
+        assert batches.update_period == pytest.approx(2 * k / 8, rel=1e-12)
+        batches = theory.predict(protocols.k_batch_async(k), TIMES["lognormal"], 8)
+        assert batches.update_period == pytest.approx(2 * k / 8, rel=1e-12)
+    hard = theory.predict(protocols.hardsync(), exponential, 8)
+    assert hard.update_period == pytest.approx(2 * harmonic[7], rel=1e-8)
+    assert hard.idle_fraction == pytest.approx(1 - 1 / harmonic[7], rel=1e-8)
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_order_statistics_of_any_times(name):
+    drawn = TIMES[name].sample(np.random.default_rng(0), 400_000).reshape(-1, 8)
+    for k in (1, 5, 8):
+        kth = np.sort(drawn, axis=1)[:, k - 1]
+        error = 4 * kth.std() / math.sqrt(len(kth)) + 1e-12
+        assert theory.expected_order_statistic(TIMES[name], k, 8) == pytest.approx(kth.mean(), abs=error)
+
+
+@pytest.mark.parametrize("name", ["exponential", "gamma", "pareto"])
+def test_k_async_has_an_exact_mean(name):
+    trace = simulate(protocols.k_async(3), TIMES[name], 8, 60_000, seed=0)
+    # What the running computations miss at the end: at most 8 times the longest.
+    assert theory.mean_staleness(protocols.k_async(3), 8) == pytest.approx(8 / 3 - 1)
+    assert trace.staleness.mean() == pytest.approx(8 / 3 - 1, rel=0.01)
+
+
+def test_what_has_no_formula_is_simulated():
+    found = theory.predict(protocols.ssp(1), timing.exponential(1.0), 4, num_gradients=20_000)
+    assert found.sources["update_period"] == found.sources["staleness_law"] == "simulation"
+    assert 0 < found.idle_fraction < 1 and found.updates_per_second < 4
+    law = theory.staleness_law(protocols.staleness_threshold(2), timing.exponential(1.0), 8,
+                               num_gradients=20_000)
+    assert len(law) == 3 and theory.tail(law, 1) == law[2]
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="method must be auto, exact, poisson or simulation"):
+        theory.staleness_law(protocols.asynchronous(), timing.exponential(1.0), 4, method="guess")
+    with pytest.raises(ValueError, match="method='poisson' is for workers that never wait"):
+        theory.staleness_law(protocols.hardsync(), timing.exponential(1.0), 4, method="poisson")
+    with pytest.raises(ValueError, match="method='exact' has no law"):
+        theory.staleness_law(protocols.asynchronous(), timing.gamma(1.0, 0.5), 4, method="exact")
+    with pytest.raises(ValueError, match="n of softsync"):
+        theory.predict(protocols.softsync(5), timing.exponential(1.0), 4)
