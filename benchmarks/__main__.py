@@ -15,7 +15,8 @@ import sys
 from absl import app, flags
 
 FIGURES = ("overhead", "against", "floor", "profile", "feed", "convolutions", "waves", "memory",
-           "growth", "simulation", "startup", "discrepancy", "theory", "critical")
+           "growth", "simulation", "startup", "discrepancy", "theory", "critical",
+           "planner")
 
 _FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Figures to measure.")
 _OUT = flags.DEFINE_string("out", "runs/benchmarks.json", "Where the results are written.")
