@@ -33,6 +33,7 @@ from asgd.workloads import datasets
 DEVICES = (1,)
 WORKERS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64)
 STALENESS = (0, 1, 2, 3, 4, 6, 8, 12)
+UPDATES = 3000
 L2 = 0.01
 
 
@@ -54,7 +55,7 @@ def rows(options: Any) -> Iterator[dict[str, Any]]:
 
 def _row(claim, problem, loss, params, least, eigenvalues, step, workers, times):
     """Predicts and measures one point; ``step`` is the learning rate."""
-    updates = 6000 if claim == "workers" else 3000
+    updates = UPDATES * (1 + (claim == "workers"))
     trace = asgd.simulate(protocols.asynchronous(), times, workers, updates, seed=0)
     # The mode that lasts, or grows, is what is left at the end.
     modes = eigenvalues if claim != "little staleness" else eigenvalues[:1]

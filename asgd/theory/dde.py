@@ -150,10 +150,17 @@ def _rightmost(a, transform, derivative, left):
         radius = 1e3 * a
     real, imaginary = np.linspace(left, radius, 24), np.linspace(0, radius, 48)
     s = (real[:, None] + 1j * imaginary).ravel()
+    found = []
     with np.errstate(all="ignore"):
         for _ in range(60):
-            s = s - (s + a * transform(s)) / (1 + a * derivative(s))
-            s = np.where(np.isfinite(s) & (s.real > left - radius), s, np.nan)
+            move = (s + a * transform(s)) / (1 + a * derivative(s))
+            s = s - move
+            s, move = s[keep := np.isfinite(s) & (s.real > left - radius)], move[keep]
+            # A double root is approached slowly, and may go on to the end.
+            done = np.abs(move) < 1e-14 * radius
+            found.append(s[done])
+            s = s[~done]
+        s = np.concatenate([*found, s])
         residual = np.abs(s + a * transform(s))
     good = s[(residual < 1e-9 * max(1.0, a)) & (s.real >= left)]
     if not good.size:

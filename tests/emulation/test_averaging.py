@@ -164,8 +164,8 @@ def test_same_bits_on_any_number_of_devices(own_pace):
             outer_tx=optax.sgd(0.7, 0.9, nesterov=True), **how, **options)
 
     want = run()
-    for other in [dict(num_devices=8), dict(num_devices=2)] + (not own_pace) * [
-            dict(num_devices=4, backend="pmap", waves_per_call=5)]:
+    for other in [dict(num_devices=8), dict(num_devices=2) if own_pace else dict(
+            num_devices=4, backend="pmap", waves_per_call=5)]:
         for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(run(**other)), strict=True):
             np.testing.assert_array_equal(a, b, err_msg=str(other))
 

@@ -23,7 +23,7 @@ def config(**plan):
 
 def test_given_curvature_needs_no_data(monkeypatch):
     monkeypatch.setattr(loop, "build", None)
-    wanted = config(workers=(1, 8, 64, 128), protocols=("asynchronous", "hardsync"))
+    wanted = config(workers=(1, 8, 64, 96), protocols=("asynchronous", "hardsync"))
     wanted.algorithm, wanted.learning_rate, wanted.dataset.name = "asgd", 0.01, "mnist"
     wanted.cluster.compute_time.distribution = "constant"
     found = planning.make_plan(wanted)
