@@ -135,8 +135,11 @@ def critical_step(tau: Law, momentum: float = 0.0, *, scale: Optional[Callable] 
     signs = np.sign((-(z - 1) * (z - momentum) / z * series.conj()).imag)
     steps = []
     for row in np.flatnonzero(signs[1:] * signs[:-1] < 0):
-        angle = optimize.brentq(imaginary, angles[row], angles[row + 1], xtol=1e-15, rtol=1e-14)
-        steps.append(value(angle))
+        ends = angles[row], angles[row + 1]
+        if imaginary(ends[0]) * imaginary(ends[1]) < 0:
+            steps.append(value(optimize.brentq(imaginary, *ends, xtol=1e-15, rtol=1e-14)))
+        else:  # On a zero but for rounding.
+            steps.append(value(min(ends, key=lambda angle: abs(imaginary(angle)))))
     steps.append((2 * (1 + momentum), np.sum(weights * (-1.0) ** np.arange(largest + 1))))
     steps += [value(angles[row]) for row in np.flatnonzero(signs == 0)]
     found = [(left / series).real for left, series in steps if abs(series) > 1e-12]

@@ -57,6 +57,13 @@ def test_other_delays():
     assert theory.dde_critical_gain(narrow) == pytest.approx(math.pi / 2, rel=1e-3)
 
 
+def test_the_rightmost_of_several_roots_is_found():
+    # Two pairs of Lambert's W are right of zero; as a law of one time it is searched for.
+    for gain in (8.0, 20.0):
+        found = theory.dde_rightmost_root(gain, timing.empirical([1.0]))
+        assert found == pytest.approx(theory.dde_rightmost_root(gain, 1.0), abs=1e-9)
+
+
 def test_heavy_tails_have_no_rate_of_decay():
     heavy = timing.lognormal(1.0, cv=1.0)
     with pytest.raises(ValueError, match="lognormal delays of mean 1 and a=0.5 the solution decays"):

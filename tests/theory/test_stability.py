@@ -71,6 +71,17 @@ def test_geometric_staleness_is_heavy_ball(workers):
     assert theory.critical_step(law) == pytest.approx(2 * workers * (2 - 1 / workers), rel=1e-6)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("atoms", [(0, 7), (0, 9), (1, 10), (0, 3, 11), (3, 17)])
+def test_spiky_laws_are_stable_below_and_unstable_above(atoms, momentum):
+    # (0, 7) has a zero of the series on the unit circle.
+    law = np.zeros(atoms[-1] + 1)
+    law[list(atoms)] = 1 / len(atoms)
+    limit = theory.critical_step(law, momentum)
+    radii = [theory.spectral_radius(limit * x, law, momentum) for x in np.linspace(0.02, 0.999, 60)]
+    assert max(radii) < 1 < theory.spectral_radius(1.001 * limit, law, momentum)
+
+
 def test_long_laws_agree_with_all_eigenvalues():
     rng = np.random.default_rng(0)
     for length in (50, 130, 200):
