@@ -24,8 +24,9 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 import numpy as np
 from scipy import optimize
 
+from asgd.theory import roots
+
 Law = Union[int, np.ndarray]
-_DENSE = 48  # Up to this degree all eigenvalues of the companion matrix are computed.
 
 
 class Answer(NamedTuple):
@@ -86,7 +87,7 @@ def spectral_radius(step: float, tau: Law, momentum: float = 0.0, *,
       >>> round(spectral_radius(4 / 27, 2), 6)  # tau / (tau + 1), the fastest.
       0.666667
     """
-    return radius(polynomial(step, tau, momentum, scale=scale))
+    return roots.radius(polynomial(step, tau, momentum, scale=scale))
 
 
 def answer(step: float, tau: Law, momentum: float = 0.0, *,
@@ -164,11 +165,11 @@ def fastest_step(tau: Law, momentum: float = 0.0, *, scale: Optional[Callable] =
         return float(fixed**fixed / (fixed + 1.0) ** (fixed + 1) / weights[-1])
     limit = critical_step(tau, momentum, scale=scale)
     grid = limit * np.linspace(0, 1, 66)[1:-1]
-    values = [radius(_polynomial(a, weights, momentum)) for a in grid]
+    values = [roots.radius(_polynomial(a, weights, momentum)) for a in grid]
     best = int(np.argmin(values))
     around = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
     return float(optimize.minimize_scalar(
-        lambda a: radius(_polynomial(a, weights, momentum)), bounds=around, method="bounded",
+        lambda a: roots.radius(_polynomial(a, weights, momentum)), bounds=around, method="bounded",
         options={"xatol": 1e-9 * limit}).x)
 
 
@@ -221,56 +222,6 @@ def _polynomial(step, weights, momentum):
         out[2] = momentum
     out[1 : len(weights) + 1] += step * weights
     return out
-
-
-def radius(coefficients: np.ndarray) -> float:
-    """Returns the largest modulus of the roots z of a `polynomial`."""
-    degree = len(coefficients) - 1
-    if degree <= _DENSE:
-        roots = np.roots(coefficients)
-        largest = roots[np.argmax(np.abs(roots))] if len(roots) else 0.0
-        return float(abs(1 / _polish(coefficients, 1 / largest))) if largest else 0.0
-    # Winding numbers find the circle of the largest root z, the smallest in w = 1 / z.
-    low, high = -1.0, 1.0  # log(|w|) times the degree.
-    while _roots_within(coefficients, low / degree):
-        low, high = 2 * low, low
-    while not _roots_within(coefficients, high / degree):
-        low, high = high, 2 * high
-    while high - low > 1e-3 * max(1.0, abs(low)):
-        middle = (low + high) / 2
-        low, high = (low, middle) if _roots_within(coefficients, middle / degree) else (middle, high)
-    return float(abs(1 / _polish(coefficients, _nearest(coefficients, high / degree))))
-
-
-def _polish(coefficients, root):
-    """Newton's method in w = 1 / z, as eigenvalues of long laws lose digits."""
-    derivative = np.polynomial.polynomial.polyder(coefficients)
-    start = root
-    for _ in range(50):
-        slope = np.polynomial.polynomial.polyval(root, derivative)
-        move = np.polynomial.polynomial.polyval(root, coefficients) / slope if slope else 0.0
-        root = root - move
-        if abs(move) < 1e-15 * abs(root):
-            break
-    # It may leave for another root.
-    return root if abs(root - start) < 0.1 * abs(start) else start
-
-
-def _circle(coefficients, log_radius):
-    size = 1 << math.ceil(math.log2(16 * len(coefficients)))
-    return np.fft.fft(coefficients * np.exp(log_radius * np.arange(len(coefficients))), size)
-
-
-def _roots_within(coefficients, log_radius):
-    values = _circle(coefficients, log_radius)
-    turns = np.angle(np.roll(values, -1) * values.conj()).sum() / (2 * np.pi)
-    return round(abs(turns))
-
-
-def _nearest(coefficients, log_radius):
-    values = _circle(coefficients, log_radius)
-    row = int(np.argmin(np.abs(values)))
-    return np.exp(log_radius - 2j * np.pi * row / len(values))
 
 
 def check_momentum(momentum: float) -> float:
