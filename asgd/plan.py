@@ -19,9 +19,10 @@ def explain(plan: dict[str, Any]) -> str:
     """Returns what a plan says, in two sentences."""
     best, rate = plan["best"], plan["learning_rate"]
     if best is None:
-        return ("No protocol reaches the target: noise keeps the loss above it at every learning rate "
-                "that was tried. Larger batches or a less strict plan.target would help.")
+        return ("No protocol reaches the target with the numbers of workers and learning rates that were "
+                "tried. Larger batches, which lower the noise, or a less strict plan.target would help.")
     limits = plan["limits"][best["protocol"]]
+    rows = [row for row in plan["rows"] if row["protocol"] == best["protocol"]]
     alone = [row for row in plan["rows"] if row["workers"] == 1 and row["time_to_target"]]
     faster = ""
     if alone and best["workers"] > 1:
@@ -30,11 +31,16 @@ def explain(plan: dict[str, Any]) -> str:
     first = (f"Train with {best['protocol']} and {best['workers']} workers at the learning rate "
              f"{best['best_step']:.3g}: the target is predicted after {best['time_to_target']:.4g} "
              f"virtual seconds{faster}.")
-    stale = max((row for row in plan["rows"] if row["protocol"] == best["protocol"]),
-                key=lambda row: row["workers"])
-    second = (f"Beyond {limits['enough_workers']} workers it gains less than 5 per cent, as "
-              + ("staleness grows with them and the stable learning rate falls"
-                 if stale["staleness_mean"] > 0 else "more gradients in an update only lower its noise"))
+    enough, most = limits["enough_workers"], max(row["workers"] for row in rows)
+    if enough == most:
+        second = f"No more than {most} workers were tried" + (
+            ", and up to there more were faster" if len(rows) > 1 else "")
+    else:
+        here, there = (next(row for row in rows if row["workers"] == n) for n in (enough, most))
+        why = ("the largest stable learning rate falls" if there["largest_step"] < here["largest_step"]
+               else "gradients get staler" if there["staleness_mean"] > here["staleness_mean"]
+               else "more gradients in an update only lower its noise")
+        second = f"More than {enough}, up to the {most} that were tried, gain less than 5 per cent, as {why}"
     if limits["first_diverging"]:
         second += (f", and at the learning rate {rate:g} it diverges from {limits['first_diverging']} "
                    "workers on")

@@ -10,7 +10,7 @@ import importlib
 
 _PUBLIC = {
     "stability": ["answer", "companion", "critical_step", "fastest_step", "spectral_radius"],
-    "on_trace": ["critical_step_on_trace", "rates_on_trace"],
+    "on_trace": ["critical_step_on_trace", "noise_on_trace", "rates_on_trace"],
     "mean_square": ["discrete_stationary_variance", "mean_square_critical_step",
                     "mean_square_radius"],
     "dde": ["dde_critical_gain", "dde_rightmost_root", "stationary_variance"],

@@ -26,15 +26,16 @@ def dde_rightmost_root(a: float, delay: Any) -> complex:
     r"""Returns the root s of :math:`s + a E[e^{-sD}] = 0` with the largest real part, Im s >= 0.
 
     For a fixed delay it is :math:`W_0(-aD) / D` with Lambert's W, otherwise it is found by Newton's
-    method from a grid that covers every root right of the one that is returned.
+    method, and the argument principle counts that no other root is right of it.
 
     Args:
       a: gain, > 0, per virtual second.
       delay: D in virtual seconds, a number >= 0 or an `asgd.cluster.timing` distribution.
 
     Raises:
-      ValueError: for arguments out of range; for lognormal and Pareto delays that let x decay, as it
-        decays slower than any exponential, and there is no such root.
+      ValueError: for arguments out of range; where x decays but :math:`E[e^{-sD}]` ends right of a
+        root: at 0 for lognormal and Pareto delays, whose x decays slower than any exponential, at
+        minus the rate of their tail for exponential and gamma delays.
 
     Example:
       >>> print(f"{dde_rightmost_root(1.0, 1.0):.6f}")
@@ -51,16 +52,25 @@ def dde_rightmost_root(a: float, delay: Any) -> complex:
         return complex(root.real, abs(root.imag))
     transform, derivative, left = _laplace(delay)
     unit = 1 / delay.mean
-    for leftmost in (-0.5 * unit, -2 * unit, -8 * unit, -32 * unit):
-        edge = max(leftmost, left + 1e-9 * unit if math.isfinite(left) else leftmost)
-        root = _rightmost(a, transform, derivative, edge)
-        if root is not None:
+    high = unit
+    while a * float(transform(np.array([high + 0j])).real[0]) >= high:  # |s| = a |E e^{-sD}| there.
+        high *= 2
+    low = 0.0 if left == 0 else max(-0.5 * unit, 0.999999 * left)
+    while not (count := _roots_right(a, transform, low, unit)):
+        if low <= 0.999999 * left or low < -1e3 * unit:
+            raise ValueError(
+                f"delay: with {delay.name} delays of mean {delay.mean:g} and a={a:g} the solution decays, "
+                f"but no root right of {left:g} says how fast: such delays are too often long")
+        low = max(4 * low, 0.999999 * left)
+    # Newton's method needs a start that is near, and no other root as far right.
+    for _ in range(60):
+        root = _newton(a, transform, derivative, low, unit)
+        if root is not None and not _roots_right(a, transform, root.real + 1e-6 * unit, unit):
             return root
-        if edge > leftmost:
-            break
-    raise ValueError(
-        f"delay: with {delay.name} delays of mean {delay.mean:g} and a={a:g} the solution decays, but no "
-        "root says how fast: such delays are too often long for an exponential")
+        middle = (low + high) / 2
+        count = _roots_right(a, transform, middle, unit)
+        low, high = (middle, high) if count else (low, middle)
+    raise ArithmeticError(f"no root was found for a={a:g} and {delay.name} delays of mean {delay.mean:g}")
 
 
 def dde_critical_gain(delay: Any) -> float:
@@ -83,15 +93,19 @@ def dde_critical_gain(delay: Any) -> float:
     if delay.name == "constant":
         return math.pi / (2 * delay.mean)
     transform, _, _ = _laplace(delay)
-    # Beyond, what is left of the transform asks for a gain that is out of sight.
-    grid = np.linspace(0, 60, 6001)[1:] / delay.mean
-    real = transform(1j * grid).real
-    gains = []
-    for row in np.flatnonzero(np.signbit(real[1:]) != np.signbit(real[:-1])):
-        omega = optimize.brentq(lambda w: transform(1j * np.array([w])).real[0], grid[row], grid[row + 1])
-        imaginary = transform(1j * np.array([omega])).imag[0]
-        if imaginary < -1e-6:
-            gains.append(-omega / imaginary)
+    gains, end = [], 60 / delay.mean
+    start = end / 6000
+    # As |E e^{-i omega D}| <= 1, a gain found is below any found at a frequency above it.
+    while end < 1e4 / delay.mean and not (gains and min(gains) <= start):
+        grid = np.linspace(start, end, 6001)
+        real = transform(1j * grid).real
+        for row in np.flatnonzero(np.signbit(real[1:]) != np.signbit(real[:-1])):
+            omega = optimize.brentq(lambda w: transform(1j * np.array([w])).real[0],
+                                    grid[row], grid[row + 1])
+            imaginary = transform(1j * np.array([omega])).imag[0]
+            if imaginary < -1e-6:
+                gains.append(-omega / imaginary)
+        start, end = end, 2 * end
     return float(min(gains, default=math.inf))
 
 
@@ -114,6 +128,7 @@ def stationary_variance(a: float, delay: float, sigma: float) -> float:
     """
     a = times.number("a", a, above=0.0)
     delay = times.number("delay", delay, least=0.0)
+    sigma = times.number("sigma", sigma, least=0.0)
     if a * delay >= math.pi / 2:
         return math.inf
     return sigma**2 / (2 * a) * (1 + math.sin(a * delay)) / math.cos(a * delay)
@@ -142,28 +157,59 @@ def _laplace(delay: Distribution) -> tuple[Callable, Callable, float]:
     return transform, derivative, -math.inf if delay.name == "empirical" else 0.0
 
 
-def _rightmost(a, transform, derivative, left):
-    """Newton's method from a grid right of `left`; None if no root is found there."""
-    # |s| = a |E e^{-sD}| <= a E e^{-left D}: no root is further out.
-    radius = float(a * transform(np.array([left + 0j])).real[0])
-    if not radius < 1e6 * a:
-        radius = 1e3 * a
-    real, imaginary = np.linspace(left, radius, 24), np.linspace(0, radius, 48)
-    s = (real[:, None] + 1j * imaginary).ravel()
-    found = []
+def _roots_right(a, transform, edge, unit):
+    """Counts the roots with a real part above an edge, by the argument along it."""
+    value, grids, top = _line(a, transform, edge, unit)
+    turned = sum(_turned(value, y) for y in grids)
+    # Back along an arc on which s is the larger term.
+    return round((np.angle(value(np.array([top]))[0]) - turned) / np.pi)
+
+
+def _line(a, transform, edge, unit):
+    """Returns the function of y along an edge, the y in joined pieces, and their end.
+
+    Beyond the end no root is right of the edge, as s alone is larger than the other term.
+    """
+    bound = a * float(transform(np.array([edge + 0j])).real[0])
+    top = 1.05 * bound + abs(edge) + unit
+    # Where delays are spread out the transform falls long before the bound.
+    sparse = np.geomspace(1e-3 * unit, top, 2000)
+    large = np.flatnonzero(a * np.abs(transform(edge + 1j * sparse)) > sparse / 2)
+    top = min(top, 1.5 * sparse[min(large[-1] + 1, len(sparse) - 1)]) if large.size else top
+    size = math.ceil(top / (0.05 * unit)) + 200
+    if not math.isfinite(top) or size > 1_000_000:
+        raise ValueError(f"a={a:g} is too large to be searched for the root: lower it to what is near "
+                         "dde_critical_gain")
+    grids = (top / size * np.arange(start, min(start + 4096, size) + 1)
+             for start in range(0, size, 4096))
+    return lambda y: edge + 1j * y + a * transform(edge + 1j * y), grids, top
+
+
+def _turned(value, y, depth=5):
+    """How far the argument turns along y, with more points where it turns fast."""
+    values = value(y)
+    angles = np.angle(values[1:] / values[:-1])
+    fast = np.flatnonzero(np.abs(angles) > 1.0) if depth else np.zeros(0, int)
+    finer = sum(_turned(value, np.linspace(y[i], y[i + 1], 33), depth - 1) for i in fast)
+    return float(np.delete(angles, fast).sum() + finer)
+
+
+def _newton(a, transform, derivative, edge, unit):
+    """The rightmost of the roots that Newton's method finds from where an edge comes near them."""
+    value, grids, _ = _line(a, transform, edge, unit)
+    dips = [np.zeros(1)]
+    for y in grids:
+        sizes = np.abs(value(y))
+        dips.append(y[1:-1][(sizes[1:-1] <= sizes[2:]) & (sizes[1:-1] <= sizes[:-2])])
+    s = edge + 1j * np.concatenate(dips)
     with np.errstate(all="ignore"):
+        first = np.abs(value(s.imag) / (1 + a * derivative(s)))
+        s = s[np.argsort(first)[:200]]
         for _ in range(60):
-            move = (s + a * transform(s)) / (1 + a * derivative(s))
-            s = s - move
-            s, move = s[keep := np.isfinite(s) & (s.real > left - radius)], move[keep]
-            # A double root is approached slowly, and may go on to the end.
-            done = np.abs(move) < 1e-14 * radius
-            found.append(s[done])
-            s = s[~done]
-        s = np.concatenate([*found, s])
-        residual = np.abs(s + a * transform(s))
-    good = s[(residual < 1e-9 * max(1.0, a)) & (s.real >= left)]
+            s = s - (s + a * transform(s)) / (1 + a * derivative(s))
+            s = s[np.isfinite(s) & (s.real > edge - unit)]
+        good = s[np.abs(s + a * transform(s)) < 1e-8 * max(1.0, a)]
     if not good.size:
         return None
     root = good[np.argmax(good.real)]
-    return complex(root.real, abs(root.imag) if abs(root.imag) > 1e-12 * abs(root) else 0.0)
+    return complex(root.real, abs(root.imag) if abs(root.imag) > 1e-9 * abs(root) else 0.0)

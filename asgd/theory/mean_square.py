@@ -18,7 +18,7 @@ import numpy as np
 from scipy import optimize
 from scipy.sparse import linalg
 
-from asgd.theory import stability
+from asgd.theory import stability, times
 
 
 def mean_square_radius(step: float, tau: stability.Law, momentum: float = 0.0, *,
@@ -87,6 +87,7 @@ def discrete_stationary_variance(step: float, tau: stability.Law, sigma: float =
       >>> round(discrete_stationary_variance(0.5, 0), 6), discrete_stationary_variance(1.5, 1)
       (1.333333, inf)
     """
+    sigma = times.number("sigma", sigma, least=0.0)
     if mean_square_radius(step, tau, momentum, scale=scale) >= 1:
         return math.inf
     moments, size = _moments(step, tau, momentum, scale)

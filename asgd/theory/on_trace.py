@@ -63,15 +63,10 @@ def rates_on_trace(trace: Any, steps: Sequence[float], momentum: float = 0.0, *,
     if steps.ndim != 1 or not np.isfinite(steps).all():
         raise ValueError(f"steps must be a list of finite numbers, got {steps!r}")
     momentum = stability.check_momentum(momentum)
-    applied = np.flatnonzero(trace.applied)
-    factors = np.ones(len(applied)) if scale is None else np.asarray(
-        scale(trace.staleness[applied]), np.float64)
-    depth = int(trace.staleness[applied].max()) + 2
+    depth, rows = _rows(trace, scale)
     versions = np.ones((depth, len(steps)))
     current, velocity, total = np.ones(len(steps)), np.zeros(len(steps)), np.zeros(len(steps))
     logs, looks, count, version = np.zeros(len(steps)), [], 0, 0
-    rows = zip((trace.read_version[applied] % depth).tolist(), trace.updates[applied].tolist(),
-               factors.tolist())
     for slot, updates, factor in rows:
         total += factor * versions[slot]
         count += 1
@@ -93,9 +88,75 @@ def rates_on_trace(trace: Any, steps: Sequence[float], momentum: float = 0.0, *,
     return -(time @ looks) / (time @ time)
 
 
+def noise_on_trace(trace: Any, steps: Sequence[float], momentum: float = 0.0, *,
+                   scale: Optional[Callable] = None, replicas: int = 8, seed: int = 0) -> np.ndarray:
+    """Returns the mean of x^2 that gradient noise of variance 1 keeps up on a trace.
+
+    Every gradient is x_read plus noise; the mean is over the last four fifths of the updates and over
+    independent noises, so it is for steps that forget in far fewer updates than the trace has. Near
+    the critical step it is made by rare bursts, and rises without bound.
+
+    Args:
+      trace: an :class:`asgd.Trace` with 320 updates or more.
+      steps: values of step times eigenvalue, [n].
+      momentum: heavy-ball momentum in [0, 1).
+
+    Other args:
+      scale: rule from staleness to factors on the step.
+      replicas: independent noises.
+      seed: of the noise.
+
+    Returns:
+      float64 [n], inf where it overflows.
+
+    Example:
+      >>> import asgd
+      >>> from asgd.cluster import protocols, timing
+      >>> trace = asgd.simulate(protocols.asynchronous(), timing.constant(1.0), 1, 20000, seed=0)
+      >>> noise_on_trace(trace, [0.5]).round(2)  # 0.5^2 / (1 - 0.5^2)
+      array([0.33])
+    """
+    if trace.num_updates < 10 * _EVERY:
+        raise ValueError(f"trace must have {10 * _EVERY} updates or more, not {trace.num_updates}")
+    steps, momentum = np.asarray(steps, np.float64)[:, None], stability.check_momentum(momentum)
+    rng = np.random.default_rng(seed)
+    depth, rows = _rows(trace, scale)
+    versions = np.zeros((depth, len(steps), replicas))
+    current, velocity, total = (np.zeros((len(steps), replicas)) for _ in range(3))
+    squares, count, version, first = np.zeros(len(steps)), 0, 0, trace.num_updates // 5
+    with np.errstate(over="ignore", invalid="ignore"):
+        for slot, updates, factor in rows:
+            total += factor * (versions[slot] + rng.standard_normal(replicas))
+            count += 1
+            if not updates:
+                continue
+            velocity = momentum * velocity - steps / count * total
+            current = current + velocity
+            version, count = version + 1, 0
+            total[:] = 0
+            versions[version % depth] = current
+            if version > first:
+                squares += (current * current).mean(axis=1)
+        squares /= version - first
+    return np.where(np.isfinite(squares), squares, np.inf)
+
+
+def _rows(trace, scale):
+    """How many versions are kept, and each applied gradient's row, whether it updates, its factor."""
+    applied = np.flatnonzero(trace.applied)
+    factors = np.ones(len(applied)) if scale is None else np.asarray(
+        scale(trace.staleness[applied]), np.float64)
+    depth = int(trace.staleness[applied].max()) + 2
+    return depth, zip((trace.read_version[applied] % depth).tolist(),
+                      trace.updates[applied].tolist(), factors.tolist())
+
+
 def critical_step_on_trace(trace: Any, momentum: float = 0.0, *,
                            scale: Optional[Callable] = None) -> float:
-    """Returns the step times eigenvalue above which x grows on a trace, to about a per cent.
+    """Returns the step times eigenvalue above which x grows on a trace.
+
+    It is found to about a per cent; with widely spread staleness, traces of 20,000 gradients that differ
+    in their seed differ by 10 per cent.
 
     Arguments are those of :func:`rates_on_trace`.
 

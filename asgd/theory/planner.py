@@ -5,12 +5,12 @@ The loss is taken as a quadratic with eigenvalues :math:`h_i`, of which each mod
 :math:`\sigma_i^2` along it. After k updates of c gradients each, at the learning rate :math:`\eta`,
 
 .. math::
-  E_k = \sum_i e_i\, \rho(\eta h_i)^{2k} + \sum_i \tfrac{1}{2} h_i \frac{\eta^2 \sigma_i^2}{c} V(\eta h_i)
+  E_k = \sum_i e_i\, \rho(\eta h_i)^{2k} + \sum_i \frac{\sigma_i^2}{2 h_i} V(\eta h_i)
 
-with the decay :math:`\rho` of a mode on a simulated trace (`on_trace`), and the variance V that unit noise
-settles at in the mean iteration with the trace's staleness. Time is k times the update period. The
-best step makes it shortest. All of it is a model, derived here; a network's curvature changes while it
-is trained.
+with the decay :math:`\rho` of a mode on a simulated trace, and V the mean of :math:`x^2` that unit noise keeps
+up on it (`on_trace`; for small steps, that of the mean iteration with the trace's staleness, which is
+the same and has no sampling error). Time is k times the update period. The best step makes it shortest. All
+of it is a model, derived here; a network's curvature changes while it is trained.
 """
 
 import math
@@ -20,7 +20,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 from scipy import optimize
 
-from asgd.theory import on_trace, run_time, stability
+from asgd.theory import on_trace, run_time, stability, times
 
 _STEPS = 40  # On the grid of learning rates, over four decades below the largest stable one.
 
@@ -91,17 +91,18 @@ class Modes:
         staleness = trace.staleness[trace.applied]
         law = np.bincount(staleness) / len(staleness)
         factors = np.ones(len(law)) if scale is None else np.asarray(scale(np.arange(len(law))))
-        # Beyond, the mean iteration has no variance to settle at.
-        self._noisy_limit = min(self._limit, stability.critical_step(law, momentum, scale=scale))
         gradients_per_update = len(staleness) / trace.num_updates
-        self._noise = problem.noise / gradients_per_update * float(law @ factors**2)
+        power = float(law @ factors**2) / gradients_per_update
         # One table of rates and variances serves every mode and learning rate.
         low = 1e-4 * problem.eigenvalues[-1] / largest
         self._grid = self._limit * np.concatenate(
             [np.geomspace(low, 0.05, 24, endpoint=False), np.linspace(0.05, 0.98, 32)])
         self._rates = on_trace.rates_on_trace(trace, self._grid, momentum, scale=scale)
-        self._variances = np.array([
-            _variance(stability.polynomial(a, law, momentum, scale=scale)) for a in self._grid])
+        small = self._grid < 0.1 * self._limit
+        self._variances = np.concatenate([
+            [power * a**2 * _variance(stability.polynomial(a, law, momentum, scale=scale))
+             for a in self._grid[small]],
+            on_trace.noise_on_trace(trace, self._grid[~small], momentum, scale=scale)])
 
     def rates(self, step: float) -> np.ndarray:
         """Returns each mode's rate per update, [n]; where one diverges it is negative."""
@@ -117,10 +118,11 @@ class Modes:
     def floor(self, step: float) -> float:
         """Returns the excess that noise keeps up."""
         values = step * self._problem.eigenvalues
-        if values[0] >= self._noisy_limit:
+        if values[0] >= self._limit:
             return math.inf
-        gains = np.interp(values, self._grid, self._variances * self._grid) / values
-        return float(np.sum(self._problem.eigenvalues / 2 * step**2 * self._noise * gains))
+        # Over the step: nearly constant where steps are small.
+        gains = np.interp(values, self._grid, self._variances / self._grid) * values
+        return float(np.sum(self._problem.noise * gains / (2 * self._problem.eigenvalues)))
 
     def updates_to(self, target: float, step: float) -> float:
         """Returns the updates until the excess is below ``target``, or inf if it never is."""
@@ -207,6 +209,7 @@ def plan(problem: Problem, protocols: dict[str, Callable[[int], Any]], timing: C
     """
     if not 0 < target < 1:
         raise ValueError(f"target must be in (0, 1), got {target!r}")
+    learning_rate = times.number("learning_rate", learning_rate, above=0.0)
     rows = []
     wanted = target * float(problem.excess.sum())
     for name, make in protocols.items():

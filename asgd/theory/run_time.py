@@ -77,6 +77,7 @@ def predict(protocol: Any, timing: Any, num_workers: int, *, num_gradients: int 
       2.083333333333333
     """
     clock = as_timing(timing)
+    times.check_workers(num_workers)
     size = protocol.gradients_per_update(num_workers)
     period, source = _period(protocol, clock, num_workers, size)
     mean = staleness.mean_staleness(protocol, num_workers)

@@ -162,7 +162,7 @@ def fastest_step(tau: Law, momentum: float = 0.0, *, scale: Optional[Callable] =
     weights, momentum = _weights(tau, scale), check_momentum(momentum)
     if momentum == 0 and np.count_nonzero(weights) == 1:
         fixed = len(weights) - 1
-        return float(fixed**fixed / (fixed + 1.0) ** (fixed + 1) / weights[-1])
+        return float((fixed / (fixed + 1)) ** fixed / (fixed + 1) / weights[-1])
     limit = critical_step(tau, momentum, scale=scale)
     grid = limit * np.linspace(0, 1, 66)[1:-1]
     values = [roots.radius(_polynomial(a, weights, momentum)) for a in grid]

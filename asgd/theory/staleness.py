@@ -42,6 +42,7 @@ def mean_staleness(protocol: Any, num_workers: int) -> float | None:
       >>> mean_staleness(protocols.softsync(n=15), 30), mean_staleness(protocols.hardsync(), 30)
       (14.5, 0.0)
     """
+    times.check_workers(num_workers)
     size = protocol.gradients_per_update(num_workers)
     name = type(protocol).__name__
     if name in ("Hardsync", "KSync", "KBatchSync", "BackupWorkers"):
@@ -82,6 +83,7 @@ def staleness_law(protocol: Any, timing: Any, num_workers: int, *, method: str =
     if method not in ("auto", "exact", "poisson", "simulation"):
         raise ValueError(f"method must be auto, exact, poisson or simulation, got {method!r}")
     clock = as_timing(timing)
+    times.check_workers(num_workers)
     size = protocol.gradients_per_update(num_workers)
     if method == "poisson":
         if not never_waiting(protocol):
@@ -108,7 +110,7 @@ def tail(law: np.ndarray, staleness: float) -> float:
       >>> tail(np.array([0.5, 0.25, 0.25]), 0)
       0.5
     """
-    return float(law[max(0, math.floor(staleness) + 1) :].sum())
+    return float(np.sum(np.asarray(law)[np.arange(len(law)) > staleness]))
 
 
 def never_waiting(protocol: Any) -> bool:

@@ -2,16 +2,23 @@
 
 import functools
 import math
+import numbers
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from asgd.cluster import timing
 from asgd.cluster.timing import Distribution, Timing
 
 number = timing._number
 _OCTAVES = 44  # Down to a probability of 2**-44, and 16 points in each halving of it.
+
+
+def check_workers(num_workers: Any) -> None:
+    """Raises ValueError unless a number of workers is an integer >= 1."""
+    if isinstance(num_workers, bool) or not isinstance(num_workers, numbers.Integral) or num_workers < 1:
+        raise ValueError(f"num_workers must be an integer >= 1, not {num_workers!r}")
 
 
 def as_delay(delay: Any) -> Distribution:
@@ -63,9 +70,9 @@ def quadrature(distribution: Distribution) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _probabilities():
+def _probabilities(octaves=_OCTAVES):
     points, weights = np.polynomial.legendre.leggauss(16)
-    ends = np.concatenate([[0.0], 0.5 ** np.arange(_OCTAVES, 0, -1)])
+    ends = np.concatenate([[0.0], 0.5 ** np.arange(octaves, 0.0, -1)])
     low, high = ends[:-1, None], ends[1:, None]
     half = ((low + high) / 2 + (high - low) / 2 * points).ravel()
     mass = ((high - low) / 2 * weights).ravel()
@@ -93,12 +100,22 @@ def expected_order_statistic(distribution: Distribution, k: int, num_workers: in
       >>> round(expected_order_statistic(timing.exponential(1.0), 2, 3), 9)  # 1/3 + 1/2
       0.833333333
     """
+    check_workers(num_workers)
+    if isinstance(k, bool) or not isinstance(k, numbers.Integral) or not 1 <= k <= num_workers:
+        raise ValueError(f"k must be an integer from 1 to num_workers={num_workers}, not {k!r}")
     if distribution.name == "empirical":  # Steps: the probability of each is exact.
         ordered = np.sort(distribution.samples)
         below = stats.beta.cdf(np.arange(len(ordered) + 1) / len(ordered), k, num_workers - k + 1)
         return float(ordered @ np.diff(below))
-    probability, weights = _probabilities()
-    exceeded = stats.beta.ppf(probability, num_workers - k + 1, k)
+    # Far enough for the mean of a tail that is just not infinite.
+    probability, weights = _probabilities(1000)
+    power = num_workers - k + 1
+    # The far tail, where the power of the distribution function is left of it.
+    exceeded = np.exp((np.log(np.maximum(probability, 1e-307)) + math.log(power)
+                       + special.betaln(power, k)) / power)
+    body = probability > 1e-13
+    exceeded[body] = stats.beta.ppf(probability[body], power, k)
+    exceeded = np.minimum(exceeded, 1.0)
     return float(upper_quantile(distribution, np.maximum(exceeded, 1e-300)) @ weights)
 
 

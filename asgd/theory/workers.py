@@ -16,7 +16,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from asgd.cluster import protocols as protocol_lib
-from asgd.theory import on_trace, run_time, stability
+from asgd.theory import on_trace, run_time, stability, times
 
 
 class Workers(NamedTuple):
@@ -59,6 +59,8 @@ def optimal_workers(step: float, eigenvalues: Sequence[float], timing: Any, *,
       >>> found.best, round(found.rate, 3), found.first_diverging
       (19, 1.023, 80)
     """
+    step = times.number("step", step, above=0.0)
+    times.check_workers(most)
     values = sorted(float(h) for h in eigenvalues)
     if not values or values[0] <= 0:
         raise ValueError(f"eigenvalues must be positive, got {list(eigenvalues)!r}")

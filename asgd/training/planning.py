@@ -73,6 +73,9 @@ def make_plan(config: Any, workdir: pathlib.Path | None = None) -> dict[str, Any
 
 def _check(config):
     fields = config.plan
+    if config.algorithm not in validation.ALGORITHMS:
+        raise validation.ConfigError(f"algorithm={config.algorithm!r} has no plan: it must be one of "
+                                     f"{', '.join(validation.ALGORITHMS)}")
     for name in ("plan.target", "plan.condition", "learning_rate"):
         validation.check_number(config, name, above=0)
     validation.check_number(config, "plan.target", below=1)
@@ -87,7 +90,8 @@ def _check(config):
             raise validation.ConfigError(f"plan.protocols must be among {', '.join(CHOICES)}, got {name!r}")
     if not fields.protocols:
         raise validation.ConfigError("plan.protocols must name at least one protocol")
-    if len(fields.eigenvalues) not in (0, 2):
+    if len(fields.eigenvalues) not in (0, 2) or any(
+            isinstance(h, bool) or not isinstance(h, (int, float)) for h in fields.eigenvalues):
         raise validation.ConfigError("plan.eigenvalues must be the largest and the smallest, or () to "
                                      f"estimate them, got {tuple(fields.eigenvalues)}")
     for name in ("plan.excess", "plan.noise"):

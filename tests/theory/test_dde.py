@@ -35,13 +35,34 @@ def test_gamma_delays(shape, limit):
     assert found == pytest.approx(limit, abs=5.1e-4)
 
 
-@pytest.mark.parametrize("gain", [0.1, 0.5, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("gain", [0.1, 0.5, 1.0, 2.0, 3.0, 100.0, 1e5])
 def test_gamma_delays_have_a_characteristic_polynomial(gain):
     # s (1 + s theta)^4 + a = 0, theta = 1 / 4.
     roots = np.roots(np.polyadd(np.polymul([1, 0], np.poly1d([0.25, 1]) ** 4), [gain]))
     expected = roots[np.argmax(roots.real)]
     found = theory.dde_rightmost_root(gain, timing.gamma(1.0, cv=0.5))
-    assert found == pytest.approx(complex(expected.real, abs(expected.imag)), abs=1e-9)
+    assert found == pytest.approx(complex(expected.real, abs(expected.imag)), rel=1e-9, abs=1e-9)
+
+
+def test_delays_of_two_sizes():
+    # Newton's method from a fine grid: nine short delays of ten, and a hundred times as long.
+    short_and_long = timing.empirical([0.01] * 9 + [10.0])
+    found = theory.dde_rightmost_root(150.0, short_and_long)
+    s = (np.linspace(-0.1, 0.1, 9)[:, None] + 1j * np.linspace(0, 170, 2000)).ravel()
+    s = s[s.real > -0.05]
+    for _ in range(40):
+        s = s[s.real > -1]  # Others leave for where the exponentials overflow.
+        value = 0.9 * np.exp(-0.01 * s) + 0.1 * np.exp(-10 * s)
+        slope = -0.009 * np.exp(-0.01 * s) - np.exp(-10 * s)
+        s = s - (s + 150 * value) / (1 + 150 * slope)
+    s = s[np.abs(s + 150 * (0.9 * np.exp(-0.01 * s) + 0.1 * np.exp(-10 * s))) < 1e-9]
+    assert found.real == pytest.approx(s.real.max(), abs=1e-9)
+    limit = theory.dde_critical_gain(short_and_long)
+    assert limit > 150 and abs(theory.dde_rightmost_root(limit, short_and_long).real) < 1e-6
+    with pytest.raises(ValueError, match="a=1e.09 is too large to be searched"):
+        theory.dde_rightmost_root(1e9, short_and_long)
+    with pytest.raises(ValueError, match="no root right of -0.25 says how fast"):
+        theory.dde_rightmost_root(0.3, timing.gamma(1.0, cv=2.0))
 
 
 def test_other_delays():

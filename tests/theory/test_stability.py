@@ -32,6 +32,7 @@ def test_fastest_step(tau, step, radius):
     assert fastest == pytest.approx(step, abs=5e-7)
     assert theory.spectral_radius(fastest, tau) == pytest.approx(tau / (tau + 1), abs=1e-6)
     assert theory.spectral_radius(fastest, tau) == pytest.approx(radius, abs=5e-5)
+    assert theory.fastest_step(500) * 501 == pytest.approx((500 / 501) ** 500)
     # The search that other laws need finds the same minimum; a double root is flat to 1e-8.
     law = np.zeros(tau + 1)
     law[[0, tau]] = 1e-12, 1 - 1e-12
@@ -80,6 +81,17 @@ def test_spiky_laws_are_stable_below_and_unstable_above(atoms, momentum):
     limit = theory.critical_step(law, momentum)
     radii = [theory.spectral_radius(limit * x, law, momentum) for x in np.linspace(0.02, 0.999, 60)]
     assert max(radii) < 1 < theory.spectral_radius(1.001 * limit, law, momentum)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sparse_long_laws_have_many_roots_of_nearly_one_size(momentum):
+    law = np.zeros(201)
+    law[[0, 200]] = 0.5
+    for factor in (0.999, 1.0, 1.001):
+        step = factor * theory.critical_step(law, momentum)
+        dense = np.abs(np.linalg.eigvals(theory.companion(step, law, momentum))).max()
+        # At the limit two roots meet.
+        assert theory.spectral_radius(step, law, momentum) == pytest.approx(dense, rel=1e-7)
 
 
 def test_long_laws_agree_with_all_eigenvalues():

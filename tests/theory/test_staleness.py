@@ -114,6 +114,18 @@ def test_order_statistics_of_any_times(name):
         assert theory.expected_order_statistic(TIMES[name], k, 8) == pytest.approx(kth.mean(), abs=error)
 
 
+def test_order_statistics_of_heavy_tails():
+    # P (m / t)^(shape k): the least of P Pareto times is one of shape P k; the largest by Beta functions.
+    shape = 1.05
+    least = (shape - 1) / shape
+    heavy = timing.pareto(1.0, shape)
+    assert theory.expected_order_statistic(heavy, 1, 1) == pytest.approx(1, rel=1e-9)
+    assert theory.expected_order_statistic(heavy, 1, 5) == pytest.approx(
+        least * 5 * shape / (5 * shape - 1), rel=1e-9)
+    largest = least * math.gamma(6) * math.gamma(1 - 1 / shape) / math.gamma(6 - 1 / shape)
+    assert theory.expected_order_statistic(heavy, 5, 5) == pytest.approx(largest, rel=1e-9)
+
+
 @pytest.mark.parametrize("name", ["exponential", "gamma", "pareto"])
 def test_k_async_has_an_exact_mean(name):
     trace = simulate(protocols.k_async(3), TIMES[name], 8, 60_000, seed=0)
@@ -138,5 +150,13 @@ def test_bad_input():
         theory.staleness_law(protocols.hardsync(), timing.exponential(1.0), 4, method="poisson")
     with pytest.raises(ValueError, match="method='exact' has no law"):
         theory.staleness_law(protocols.asynchronous(), timing.gamma(1.0, 0.5), 4, method="exact")
+    for call in (lambda: theory.predict(protocols.asynchronous(), timing.exponential(1.0), 0),
+                 lambda: theory.mean_staleness(protocols.asynchronous(), 0),
+                 lambda: theory.staleness_law(protocols.asynchronous(), timing.exponential(1.0), 0)):
+        with pytest.raises(ValueError, match="num_workers must be an integer >= 1, not 0"):
+            call()
+    with pytest.raises(ValueError, match="k must be an integer from 1 to num_workers=3, not 4"):
+        theory.expected_order_statistic(timing.exponential(1.0), 4, 3)
+    assert theory.tail(np.ones(1), math.inf) == 0
     with pytest.raises(ValueError, match="n of softsync"):
         theory.predict(protocols.softsync(5), timing.exponential(1.0), 4)

@@ -57,7 +57,8 @@ def test_times_to_a_target_are_those_of_the_iteration(tau):
     modes = planner.Modes(problem, cluster(tau))
     for step in (0.02, 0.1):
         path = excess_by_iteration(problem, tau, step, 4000)
-        assert modes.floor(step) == pytest.approx(path[-1], rel=2e-3)
+        # Above a tenth of the limit simulated: 1e5 numbers, of which one in 5 is independent.
+        assert modes.floor(step) == pytest.approx(path[-1], rel=0.03)
         target = 2 * path[-1] + 0.02
         reached = int(np.argmax(path <= target))
         # The transient starts late by about the staleness, and is rounded up to whole updates.
@@ -67,13 +68,29 @@ def test_times_to_a_target_are_those_of_the_iteration(tau):
     assert modes.rates(1.5 * modes.largest_step)[0] < 0
 
 
+def test_noise_with_random_staleness_is_that_of_the_run():
+    trace = simulate(protocols.asynchronous(), timing.exponential(1.0), 8, 20_000, 0)
+    modes = planner.Modes(planner.make_problem(2.0, 2.0, noise=3.0), trace)
+    for factor, tolerance in ((0.05, 0.1), (0.3, 0.1), (0.6, 0.3)):
+        step = factor * modes.largest_step
+        rng = np.random.default_rng(1)
+        # Gradients of x^2 with noise of variance 3, 40 runs at once.
+        x = [np.zeros(40)]
+        for read in trace.read_version.tolist():
+            x.append(x[-1] - step * (2 * x[read] + math.sqrt(3) * rng.standard_normal(40)))
+        excess = float(np.mean(np.square(x[4000:])))
+        # Bursts make it heavy-tailed near the limit.
+        assert modes.floor(step) == pytest.approx(excess, rel=tolerance)
+    assert modes.floor(0.95 * modes.largest_step) > 100 * modes.floor(0.6 * modes.largest_step)
+
+
 def test_the_best_step_is_the_best():
     problem = planner.make_problem(1.0, 0.05, noise=0.02, modes=4)
     modes = planner.Modes(problem, simulate(
         protocols.softsync(4), timing.gamma(1.0, cv=0.5), 9, 20_000, 0))
     step, updates = modes.best_step(0.05)
     others = [modes.updates_to(0.05, s) for s in modes.largest_step * np.linspace(0.01, 0.99, 400)]
-    assert updates <= min(others) * 1.002
+    assert updates <= min(others) * 1.01
     assert modes.updates_to(0.05, step) == pytest.approx(updates)
 
 
@@ -81,7 +98,7 @@ def test_gradients_per_update_divide_the_noise_and_rules_scale_it():
     problem = planner.make_problem(1.0, 1.0, noise=1.0)
     one, four = (planner.Modes(problem, simulate(
         protocols.hardsync(), timing.constant(1.0), workers, 8000, 0)) for workers in (1, 4))
-    assert four.floor(0.1) == pytest.approx(one.floor(0.1) / 4)
+    assert four.floor(0.1) == pytest.approx(one.floor(0.1) / 4, rel=0.03)
     # x' = (1 - step) x + step n: h / 2 step^2 / (1 - (1 - step)^2).
     assert one.floor(0.1) == pytest.approx(0.5 * 0.01 / (1 - 0.81), rel=2e-3)
     plain, scaled = planner.Modes(problem, cluster(4)), planner.Modes(

@@ -87,6 +87,7 @@ def test_curvature_is_measured_where_the_run_is(tmp_path):
     ("workers", (0,), "plan.workers must hold integers of at least 1"),
     ("protocols", ("chaos",), "plan.protocols must be among hardsync, .*got 'chaos'"),
     ("protocols", (), "plan.protocols must name at least one"),
+    ("eigenvalues", ("a", 1.0), "plan.eigenvalues must be the largest and the smallest"),
     ("target", 1.0, "plan.target must be a number .*below 1"),
     ("eigenvalues", (1.0,), "plan.eigenvalues must be the largest and the smallest"),
     ("eigenvalues", (1.0, -1.0), "plan.eigenvalues, plan.excess or plan.noise: eigenvalues must be"),
@@ -96,6 +97,26 @@ def test_curvature_is_measured_where_the_run_is(tmp_path):
 def test_bad_fields(field, value, message):
     with pytest.raises(validation.ConfigError, match=message):
         planning.make_plan(config(**{field: value}))
+
+
+def test_what_is_said_of_more_workers_holds_in_the_table():
+    for workers in ((1, 2), (1, 2, 4, 8, 16, 32)):
+        found = planning.make_plan(config(workers=workers))
+        said, rows = command.explain(found), found["rows"]
+        enough = found["limits"]["asynchronous"]["enough_workers"]
+        if enough == workers[-1]:
+            assert f"No more than {enough} workers were tried" in said
+            continue
+        times = {row["workers"]: row["time_to_target"] for row in rows}
+        assert f"More than {enough}, up to the 32 that were tried, gain less than 5 per cent" in said
+        assert times[enough] <= 1.05 * min(times.values())
+        falls = rows[-1]["largest_step"] < next(
+            row["largest_step"] for row in rows if row["workers"] == enough)
+        assert ("the largest stable learning rate falls" in said) == falls
+    other = config()
+    other.algorithm = "local_sgd"
+    with pytest.raises(validation.ConfigError, match="algorithm='local_sgd' has no plan"):
+        planning.make_plan(other)
 
 
 def test_what_never_gets_there_is_said():
