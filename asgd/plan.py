@@ -34,7 +34,7 @@ def explain(plan: dict[str, Any]) -> str:
     enough, most = limits["enough_workers"], max(row["workers"] for row in rows)
     if enough == most:
         second = f"No more than {most} workers were tried" + (
-            ", and up to there more were faster" if len(rows) > 1 else "")
+            ", and so many are the fastest" if len(rows) > 1 else "")
     else:
         here, there = (next(row for row in rows if row["workers"] == n) for n in (enough, most))
         why = ("the largest stable learning rate falls" if there["largest_step"] < here["largest_step"]
