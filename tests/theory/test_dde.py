@@ -7,6 +7,7 @@ import pytest
 
 from asgd import theory
 from asgd.cluster import timing
+from asgd.theory import dde
 
 
 @pytest.mark.parametrize("gain, root", [(0.1, -0.11183), (0.5, -0.7940 + 0.7701j),
@@ -57,6 +58,9 @@ def test_delays_of_two_sizes():
         s = s - (s + 150 * value) / (1 + 150 * slope)
     s = s[np.abs(s + 150 * (0.9 * np.exp(-0.01 * s) + 0.1 * np.exp(-10 * s))) < 1e-9]
     assert found.real == pytest.approx(s.real.max(), abs=1e-9)
+    transform = dde._laplace(short_and_long)[0]
+    near = [dde._roots_right(150.0, transform, found.real + d, 1.0) for d in (1e-5, -1e-5)]
+    assert near == [0, 2]
     limit = theory.dde_critical_gain(short_and_long)
     assert limit > 150 and abs(theory.dde_rightmost_root(limit, short_and_long).real) < 1e-6
     with pytest.raises(ValueError, match="a=1e.09 is too large to be searched"):
