@@ -87,6 +87,26 @@ def test_rates_and_staleness_within_two_per_cent_of_simulated_clusters(name):
         assert predicted.idle_fraction == 0
 
 
+@pytest.mark.parametrize("times, dispersions", [
+    (timing.exponential(1.0), (1.0, 1.0, 1.0, 1.0)),
+    (timing.gamma(1.0, cv=0.5), (0.98, 0.89, 0.41, 0.27)),
+    (timing.gamma(1.0, cv=0.1), (0.98, 0.90, 0.08, 0.02)),
+    (timing.lognormal(1.0, cv=math.sqrt(math.e - 1)), (0.99, 0.91, 1.0, 1.5)),
+], ids=["exponential", "gamma4", "gamma100", "lognormal1"])
+def test_aggregated_arrivals_are_poisson_in_short_windows_only(times, dispersions):
+    # Index of dispersion of counts, 30 workers, windows of 0.02, 0.1, 1 and 10 mean times.
+    trace = simulate(protocols.asynchronous(), times, WORKERS, 1_000_000, seed=0)
+    end = trace.finish_time[-1]
+    for window, expected in zip((0.02, 0.1, 1.0, 10.0), dispersions):
+        edges = np.arange(0.3 * end, end, window)
+        counts = np.diff(np.searchsorted(trace.finish_time, edges))
+        # A variance of n counts that are nearly normal has a relative error of sqrt(2 / n), with
+        # counts of some 1 added by their fourth moment; half a unit of the last digit.
+        error = 3 * expected * math.sqrt((2 + 1 / counts.mean()) / len(counts)) + 0.05 * (
+            expected in (1.0, 1.5)) + 0.006
+        assert counts.var() / counts.mean() == pytest.approx(expected, abs=error)
+
+
 def test_run_times_of_memoryless_clusters():
     harmonic = np.cumsum(1 / np.arange(1, 9))
     exponential = timing.exponential(2.0)
