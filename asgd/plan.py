@@ -9,11 +9,12 @@ its last checkpoint. Exit codes: 0 done, 1 a run-time failure, 2 a config or fla
 
 import json
 import pathlib
-import sys
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
+
+from asgd.training import command
+
 
 def explain(plan: dict[str, Any]) -> str:
     """Returns what a plan says, in two sentences."""
@@ -82,21 +83,17 @@ def draw(plan: dict[str, Any], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, as configs/digits.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for plan.json and plan.png.")
-
-
 def main(argv):
     """Prints the plan, and writes it."""
-    del argv
-    from asgd.training import planning, validation
+    command.run(argv, _plan)
 
-    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
-    try:
-        plan = planning.make_plan(_CONFIG.value, workdir)
-    except validation.ConfigError as error:
-        print(" ".join(f"asgd.plan: {error}".split()), file=sys.stderr)
-        sys.exit(2)
+
+def _plan():
+    from asgd.training import loop, planning
+
+    loop.use_compilation_cache()
+    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir and pathlib.Path(flags.FLAGS.workdir)
+    plan = planning.make_plan(config, workdir)
     plan["explanation"] = explain(plan)
     print(f"{table(plan)}\n\n{plan['explanation']}")
     if workdir:
@@ -106,5 +103,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    _CONFIG, _ = command.define("Directory for plan.json and plan.png.", workdir_required=False)
+    app.run(main, flags_parser=command.parser(_CONFIG))

@@ -1,20 +1,14 @@
 """timing x protocol -> `Trace`: simulates a cluster in virtual time."""
 
 import math
-import numbers
 from typing import Any
 
 import numpy as np
 
 from asgd.cluster import timing as timing_lib
+from asgd.cluster.checks import integer
 from asgd.cluster.protocols import Protocol
 from asgd.cluster.trace import Trace
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, not {value!r}")
-    return int(value)
 
 
 def _generator(seed: np.random.SeedSequence) -> np.random.Generator:
@@ -44,9 +38,9 @@ class Cluster:
 
     def __init__(self, timing, num_workers: int, seed: int):
         self.timing = timing_lib.as_timing(timing)
-        self.num_workers = _integer("num_workers", num_workers, least=1)
+        self.num_workers = integer("num_workers", num_workers, least=1)
         self._slowdowns = self.timing.slowdowns(self.num_workers)
-        seeds = np.random.SeedSequence(_integer("seed", seed, least=0)).spawn(self.num_workers)
+        seeds = np.random.SeedSequence(integer("seed", seed, least=0)).spawn(self.num_workers)
         self._compute = [_generator(seed) for seed in seeds]
         self._pull = self._push = [None] * self.num_workers
         transits = (self.timing.pull, self.timing.push)
@@ -160,7 +154,7 @@ def simulate(protocol: Protocol, timing, num_workers: int, num_gradients: int, s
     """
     if not isinstance(protocol, Protocol):
         raise TypeError(f"protocol must be one of asgd.cluster.protocols, not {protocol!r}")
-    num_gradients = _integer("num_gradients", num_gradients, least=1)
+    num_gradients = integer("num_gradients", num_gradients, least=1)
     if num_gradients >= 2**31:
         raise ValueError(f"num_gradients must be below 2**31, not {num_gradients}")
     cluster = Cluster(timing, num_workers, seed)

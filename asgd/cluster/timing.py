@@ -3,24 +3,14 @@
 import dataclasses
 import hashlib
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from asgd.cluster.checks import number
+
 NAMES = ("constant", "exponential", "shifted_exponential", "gamma", "lognormal", "pareto")
-
-
-def _number(name: str, value: Any, above: float = -math.inf, least: float = -math.inf) -> float:
-    """Returns `value` as a finite float > `above` and >= `least`, or raises ValueError."""
-    allowed = f"> {above:g}" if above > -math.inf else f">= {least:g}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} must be a finite number {allowed}, not {value!r}")
-    value = float(value)
-    if not (math.isfinite(value) and value > above and value >= least):
-        raise ValueError(f"{name} must be a finite number {allowed}, not {value:g}")
-    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +75,7 @@ def constant(mean: float) -> Distribution:
         >>> constant(2.0).sample(np.random.default_rng(0), 2).tolist()
         [2.0, 2.0]
     """
-    return Distribution("constant", _number("mean", mean, least=0.0))
+    return Distribution("constant", number("mean", mean, least=0.0))
 
 
 def exponential(mean: float) -> Distribution:
@@ -95,7 +85,7 @@ def exponential(mean: float) -> Distribution:
         >>> exponential(2.0).mean
         2.0
     """
-    return Distribution("exponential", _number("mean", mean, above=0.0))
+    return Distribution("exponential", number("mean", mean, above=0.0))
 
 
 def shifted_exponential(shift: float, mean: float) -> Distribution:
@@ -107,8 +97,8 @@ def shifted_exponential(shift: float, mean: float) -> Distribution:
         >>> shifted_exponential(shift=0.5, mean=2.0).mean
         2.0
     """
-    shift = _number("shift", shift, least=0.0)
-    mean = _number("mean (of the whole time, the shift included)", mean, above=shift)
+    shift = number("shift", shift, least=0.0)
+    mean = number("mean (of the whole time, the shift included)", mean, above=shift)
     return Distribution("shifted_exponential", mean, (("shift", shift),))
 
 
@@ -119,8 +109,8 @@ def gamma(mean: float, cv: float) -> Distribution:
         >>> gamma(mean=128.0, cv=0.1).mean
         128.0
     """
-    mean = _number("mean", mean, above=0.0)
-    return Distribution("gamma", mean, (("cv", _number("cv", cv, above=0.0)),))
+    mean = number("mean", mean, above=0.0)
+    return Distribution("gamma", mean, (("cv", number("cv", cv, above=0.0)),))
 
 
 def lognormal(mean: float, cv: float) -> Distribution:
@@ -130,8 +120,8 @@ def lognormal(mean: float, cv: float) -> Distribution:
         >>> lognormal(mean=1.0, cv=2.0).mean
         1.0
     """
-    mean = _number("mean", mean, above=0.0)
-    return Distribution("lognormal", mean, (("cv", _number("cv", cv, above=0.0)),))
+    mean = number("mean", mean, above=0.0)
+    return Distribution("lognormal", mean, (("cv", number("cv", cv, above=0.0)),))
 
 
 def pareto(mean: float, shape: float) -> Distribution:
@@ -143,8 +133,8 @@ def pareto(mean: float, shape: float) -> Distribution:
         >>> pareto(mean=1.0, shape=2.5).mean
         1.0
     """
-    mean = _number("mean", mean, above=0.0)
-    shape = _number("shape", shape, above=1.0)
+    mean = number("mean", mean, above=0.0)
+    shape = number("shape", shape, above=1.0)
     return Distribution("pareto", mean, (("shape", shape),))
 
 
@@ -161,7 +151,7 @@ def empirical(samples: Sequence[float]) -> Distribution:
     array = array.astype(np.float64)
     for row in np.flatnonzero(~(np.isfinite(array) & (array >= 0)))[:1]:
         raise ValueError(f"samples at row {row} is {array[row]:g}; it must be finite and >= 0")
-    mean = _number("mean of samples", array.mean(), above=0.0)
+    mean = number("mean of samples", array.mean(), above=0.0)
     array.setflags(write=False)
     digest = hashlib.sha256(array.tobytes()).hexdigest()
     return Distribution(
@@ -190,13 +180,13 @@ def from_name(distribution: str, mean: float = 1.0, cv: float = 1.0) -> Distribu
         case "constant" | "exponential":
             return {"constant": constant, "exponential": exponential}[distribution](mean)
         case "shifted_exponential":
-            if _number("cv", cv, above=0.0) > 1:
+            if number("cv", cv, above=0.0) > 1:
                 raise ValueError(f"cv of a shifted_exponential must be in (0, 1], not {cv:g}")
-            return shifted_exponential(_number("mean", mean, above=0.0) * (1 - cv), mean)
+            return shifted_exponential(number("mean", mean, above=0.0) * (1 - cv), mean)
         case "gamma" | "lognormal":
             return {"gamma": gamma, "lognormal": lognormal}[distribution](mean, cv)
         case "pareto":
-            return pareto(mean, shape=1 + math.sqrt(1 + _number("cv", cv, above=0.0) ** -2))
+            return pareto(mean, shape=1 + math.sqrt(1 + number("cv", cv, above=0.0) ** -2))
     raise ValueError(f"distribution must be one of {', '.join(NAMES)}, not {distribution!r}")
 
 
@@ -231,11 +221,11 @@ class Timing:
         for name in ("pull", "push"):
             value = getattr(self, name)
             if not isinstance(value, Distribution):
-                value = constant(_number(name, 0.0 if value is None else value, least=0.0))
+                value = constant(number(name, 0.0 if value is None else value, least=0.0))
             object.__setattr__(self, name, value)
         if self.slowdown is not None:
             factors = enumerate(self.slowdown)
-            factors = tuple(_number(f"slowdown of worker {w}", f, above=0.0) for w, f in factors)
+            factors = tuple(number(f"slowdown of worker {w}", f, above=0.0) for w, f in factors)
             object.__setattr__(self, "slowdown", factors)
 
     def slowdowns(self, num_workers: int) -> np.ndarray:

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from scipy.sparse import linalg
 
-from asgd.theory import losses, times
+from asgd.cluster.checks import integer, number
+from asgd.theory import losses
 
 
 class Eigenvalues(NamedTuple):
@@ -67,10 +68,10 @@ def extreme_eigenvalues(loss_fn: Callable, params: Any, batch: Any, k: int = 1, 
         (array([2.]), array([-4.]))
     """
     size = losses.check_params(params)
-    losses.check_integer("k", k, 1, size)
-    losses.check_integer("max_iterations", max_iterations, 1)
-    losses.check_integer("seed", seed, 0)
-    if not times.number("tolerance", tolerance, above=0.0) < 1:
+    integer("k", k, 1, size)
+    integer("max_iterations", max_iterations, 1)
+    integer("seed", seed, 0)
+    if not number("tolerance", tolerance, above=0.0) < 1:
         raise ValueError(f"tolerance must be between 0 and 1, not {tolerance:g}")
     product = _hessian_product(losses.scalar_loss(loss_fn, has_aux), params, batch, seed)
     if size <= max(20, 4 * k + 1):

@@ -18,6 +18,7 @@ from typing import Any, Callable
 import numpy as np
 from scipy import optimize, special
 
+from asgd.cluster.checks import number
 from asgd.cluster.timing import Distribution
 from asgd.theory import times
 
@@ -41,7 +42,7 @@ def dde_rightmost_root(a: float, delay: Any) -> complex:
       >>> print(f"{dde_rightmost_root(1.0, 1.0):.6f}")
       -0.318132+1.337236j
     """
-    a = times.number("a", a, above=0.0)
+    a = number("a", a, above=0.0)
     delay = times.as_delay(delay)
     if delay.name == "constant":
         if delay.mean == 0:
@@ -56,7 +57,7 @@ def dde_rightmost_root(a: float, delay: Any) -> complex:
     while a * float(transform(np.array([high + 0j])).real[0]) >= high:  # |s| = a |E e^{-sD}| there.
         high *= 2
     low = 0.0 if left == 0 else max(-0.5 * unit, 0.999999 * left)
-    while not (count := _roots_right(a, transform, low, unit)):
+    while not _roots_right(a, transform, low, unit):
         if low <= 0.999999 * left or low < -1e3 * unit:
             raise ValueError(
                 f"delay: with {delay.name} delays of mean {delay.mean:g} and a={a:g} the solution decays, "
@@ -68,8 +69,7 @@ def dde_rightmost_root(a: float, delay: Any) -> complex:
         if root is not None and not _roots_right(a, transform, root.real + 1e-6 * unit, unit):
             return root
         middle = (low + high) / 2
-        count = _roots_right(a, transform, middle, unit)
-        low, high = (middle, high) if count else (low, middle)
+        low, high = (middle, high) if _roots_right(a, transform, middle, unit) else (low, middle)
     raise ArithmeticError(f"no root was found for a={a:g} and {delay.name} delays of mean {delay.mean:g}")
 
 
@@ -126,9 +126,9 @@ def stationary_variance(a: float, delay: float, sigma: float) -> float:
       >>> stationary_variance(2.0, 0.0, 1.0)
       0.25
     """
-    a = times.number("a", a, above=0.0)
-    delay = times.number("delay", delay, least=0.0)
-    sigma = times.number("sigma", sigma, least=0.0)
+    a = number("a", a, above=0.0)
+    delay = number("delay", delay, least=0.0)
+    sigma = number("sigma", sigma, least=0.0)
     if a * delay >= math.pi / 2:
         return math.inf
     return sigma**2 / (2 * a) * (1 + math.sin(a * delay)) / math.cos(a * delay)

@@ -1,8 +1,6 @@
 """What a loss, its parameters and its batches must be for curvature and noise to be measured."""
 
 import inspect
-import math
-import numbers
 
 import jax
 import jax.numpy as jnp
@@ -44,13 +42,6 @@ def check_params(params):
     if not size:
         raise ValueError("params must have elements")
     return size
-
-
-def check_integer(name, value, least, most=math.inf):
-    """Raises ValueError unless a value is an integer in a range."""
-    if (isinstance(value, bool) or not isinstance(value, numbers.Integral)
-            or not least <= value <= most):
-        raise ValueError(f"{name} must be an integer from {least} to {most}, not {value!r}")
 
 
 def num_samples(name, batch):

@@ -18,7 +18,8 @@ import numpy as np
 from scipy import optimize
 from scipy.sparse import linalg
 
-from asgd.theory import stability, times
+from asgd.cluster.checks import number
+from asgd.theory import stability
 
 
 def mean_square_radius(step: float, tau: stability.Law, momentum: float = 0.0, *,
@@ -87,7 +88,7 @@ def discrete_stationary_variance(step: float, tau: stability.Law, sigma: float =
       >>> round(discrete_stationary_variance(0.5, 0), 6), discrete_stationary_variance(1.5, 1)
       (1.333333, inf)
     """
-    sigma = times.number("sigma", sigma, least=0.0)
+    sigma = number("sigma", sigma, least=0.0)
     if mean_square_radius(step, tau, momentum, scale=scale) >= 1:
         return math.inf
     moments, size = _moments(step, tau, momentum, scale)
@@ -110,10 +111,11 @@ def _moments(step, tau, momentum, scale):
     size = len(row)
     # The random part of the first row: -a s(tau) at tau, with its mean in `row` already.
     factors = np.ones(len(law)) if scale is None else np.asarray(scale(np.arange(len(law))), float)
-    spread = np.zeros(size)
-    spread[: len(law)] = law * (step * factors) ** 2
-    mean = np.zeros(size)
-    mean[: len(law)] = step * law * factors
+    # A rule may be 0 for the longest, which the matrix then leaves out.
+    length = min(size, len(law))
+    spread, mean = np.zeros(size), np.zeros(size)
+    spread[:length] = (law * (step * factors) ** 2)[:length]
+    mean[:length] = (step * law * factors)[:length]
 
     def moments(c):
         out = np.empty_like(c)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from asgd.cluster.checks import integer
 from asgd.theory import losses
 
 
@@ -82,7 +83,7 @@ def gradient_noise(loss_fn: Callable, params: Any, batches: Iterable[Any], *,
         raise ValueError("batches must be a list or an iterator of mini-batches, "
                          f"not a {type(batches).__name__}")
     losses.check_params(params)
-    losses.check_integer("seed", seed, 0)
+    integer("seed", seed, 0)
     directions = [_unit(direction, params) for direction in directions]
     gradient, key = jax.jit(jax.grad(losses.scalar_loss(loss_fn, has_aux))), jax.random.key(seed)
     batch_size, count, mean, squares, projections = 0, 0, 0.0, 0.0, []

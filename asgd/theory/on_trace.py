@@ -57,30 +57,15 @@ def rates_on_trace(trace: Any, steps: Sequence[float], momentum: float = 0.0, *,
       >>> rates_on_trace(trace, [0.16, 1.5]).round(2)  # Staleness 1: -log 0.8, and growth.
       array([ 0.22, -0.2 ])
     """
-    if trace.num_updates < 10 * _EVERY:
-        raise ValueError(f"trace must have {10 * _EVERY} updates or more, not {trace.num_updates}")
-    steps = np.asarray(steps, np.float64)
-    if steps.ndim != 1 or not np.isfinite(steps).all():
-        raise ValueError(f"steps must be a list of finite numbers, got {steps!r}")
-    momentum = stability.check_momentum(momentum)
-    depth, rows = _rows(trace, scale)
-    versions = np.ones((depth, len(steps)))
-    current, velocity, total = np.ones(len(steps)), np.zeros(len(steps)), np.zeros(len(steps))
-    logs, looks, count, version = np.zeros(len(steps)), [], 0, 0
-    for slot, updates, factor in rows:
-        total += factor * versions[slot]
-        count += 1
-        if not updates:
-            continue
-        velocity = momentum * velocity - steps / count * total
-        current = current + velocity
-        version, count = version + 1, 0
-        total[:] = 0
-        versions[version % depth] = current
+    steps = _check(trace, steps)
+    versions, velocity = _state(trace, steps, 1.0)
+    logs, looks = np.zeros(len(steps)), []
+    for version, _ in _updates(trace, steps, momentum, scale, versions, velocity):
         if version % _EVERY == 0:
             size = np.maximum(np.abs(versions).max(axis=0), 1e-300)
             logs += np.log(size)
-            versions, current, velocity = versions / size, current / size, velocity / size
+            versions /= size
+            velocity /= size
             looks.append(logs.copy())
     looks = np.array(looks[len(looks) // 5 :])
     # A fitted line, as sizes oscillate.
@@ -116,39 +101,56 @@ def noise_on_trace(trace: Any, steps: Sequence[float], momentum: float = 0.0, *,
       >>> noise_on_trace(trace, [0.5]).round(2)  # 0.5^2 / (1 - 0.5^2)
       array([0.33])
     """
-    if trace.num_updates < 10 * _EVERY:
-        raise ValueError(f"trace must have {10 * _EVERY} updates or more, not {trace.num_updates}")
-    steps, momentum = np.asarray(steps, np.float64)[:, None], stability.check_momentum(momentum)
+    steps = _check(trace, steps)[:, None]
+    versions, velocity = _state(trace, np.repeat(steps, replicas, axis=1), 0.0)
     rng = np.random.default_rng(seed)
-    depth, rows = _rows(trace, scale)
-    versions = np.zeros((depth, len(steps), replicas))
-    current, velocity, total = (np.zeros((len(steps), replicas)) for _ in range(3))
-    squares, count, version, first = np.zeros(len(steps)), 0, 0, trace.num_updates // 5
+    squares, first = np.zeros(len(steps)), trace.num_updates // 5
     with np.errstate(over="ignore", invalid="ignore"):
-        for slot, updates, factor in rows:
-            total += factor * (versions[slot] + rng.standard_normal(replicas))
-            count += 1
-            if not updates:
-                continue
-            velocity = momentum * velocity - steps / count * total
-            current = current + velocity
-            version, count = version + 1, 0
-            total[:] = 0
-            versions[version % depth] = current
+        for version, x in _updates(trace, steps, momentum, scale, versions, velocity,
+                                   lambda: rng.standard_normal(replicas)):
             if version > first:
-                squares += (current * current).mean(axis=1)
-        squares /= version - first
+                squares += (x * x).mean(axis=1)
+    squares /= trace.num_updates - first
     return np.where(np.isfinite(squares), squares, np.inf)
 
 
-def _rows(trace, scale):
-    """How many versions are kept, and each applied gradient's row, whether it updates, its factor."""
+def _check(trace, steps):
+    if trace.num_updates < 10 * _EVERY:
+        raise ValueError(f"trace must have {10 * _EVERY} updates or more, not {trace.num_updates}")
+    steps = np.asarray(steps, np.float64)
+    if steps.ndim != 1 or not np.isfinite(steps).all():
+        raise ValueError(f"steps must be a list of finite numbers, got {steps!r}")
+    return steps
+
+
+def _state(trace, like, start):
+    """The latest versions, as many as are read, in a ring, and the velocity."""
+    depth = int(trace.staleness[trace.applied].max()) + 2
+    return np.full((depth, *like.shape), start), np.zeros(like.shape)
+
+
+def _updates(trace, steps, momentum, scale, versions, velocity, noise=lambda: 0.0):
+    """Yields the number of each version and its x, from the arrays that hold the state.
+
+    They are changed in place, and may be scaled between two updates.
+    """
+    momentum, depth = stability.check_momentum(momentum), len(versions)
     applied = np.flatnonzero(trace.applied)
     factors = np.ones(len(applied)) if scale is None else np.asarray(
         scale(trace.staleness[applied]), np.float64)
-    depth = int(trace.staleness[applied].max()) + 2
-    return depth, zip((trace.read_version[applied] % depth).tolist(),
-                      trace.updates[applied].tolist(), factors.tolist())
+    total, count, version = np.zeros_like(velocity), 0, 0
+    for slot, updates, factor in zip((trace.read_version[applied] % depth).tolist(),
+                                     trace.updates[applied].tolist(), factors.tolist()):
+        total += factor * (versions[slot] + noise())
+        count += 1
+        if updates:
+            velocity *= momentum
+            velocity -= steps / count * total
+            x = versions[version % depth] + velocity
+            version, count = version + 1, 0
+            total[:] = 0
+            versions[version % depth] = x
+            yield version, x
 
 
 def critical_step_on_trace(trace: Any, momentum: float = 0.0, *,

@@ -20,7 +20,8 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 from scipy import optimize
 
-from asgd.theory import on_trace, run_time, stability, times
+from asgd.cluster.checks import number
+from asgd.theory import on_trace, run_time, stability
 
 _STEPS = 40  # On the grid of learning rates, over four decades below the largest stable one.
 
@@ -209,14 +210,14 @@ def plan(problem: Problem, protocols: dict[str, Callable[[int], Any]], timing: C
     """
     if not 0 < target < 1:
         raise ValueError(f"target must be in (0, 1), got {target!r}")
-    learning_rate = times.number("learning_rate", learning_rate, above=0.0)
+    learning_rate = number("learning_rate", learning_rate, above=0.0)
     rows = []
     wanted = target * float(problem.excess.sum())
     for name, make in protocols.items():
-        for number in workers:
-            prediction = run_time.predict(make(number), timing(number), number,
-                                          num_gradients=50_000, seed=seed)
-            trace = on_trace.long_trace(make(number), timing(number), number, seed)
+        for count in workers:
+            protocol, clock = make(count), timing(count)
+            trace = on_trace.long_trace(protocol, clock, count, seed)
+            prediction = run_time.predict(protocol, clock, count, trace=trace)
             modes = Modes(problem, trace, momentum, scale)
             rows.append(_row(name, prediction, modes, learning_rate, wanted))
     return rows

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from asgd.cluster import simulate
-from asgd.cluster.simulate import Cluster
+from asgd.cluster import protocols, simulate
+from asgd.cluster.checks import integer
 from asgd.cluster.timing import as_timing
 from asgd.theory import staleness, times
 
@@ -53,7 +53,7 @@ class Prediction(NamedTuple):
 
 
 def predict(protocol: Any, timing: Any, num_workers: int, *, num_gradients: int = 200_000,
-            seed: int = 0) -> Prediction:
+            seed: int = 0, trace: Any = None) -> Prediction:
     """Predicts update period, staleness and idle time.
 
     Args:
@@ -65,6 +65,7 @@ def predict(protocol: Any, timing: Any, num_workers: int, *, num_gradients: int 
     Other args:
       num_gradients: of the simulation, where one is needed.
       seed: of the simulation.
+      trace: of this protocol and cluster, to be looked at instead of a new simulation.
 
     Raises:
       ValueError: if protocol, timing and number of workers do not fit.
@@ -77,16 +78,18 @@ def predict(protocol: Any, timing: Any, num_workers: int, *, num_gradients: int 
       2.083333333333333
     """
     clock = as_timing(timing)
-    times.check_workers(num_workers)
+    integer("num_workers", num_workers, least=1)
     size = protocol.gradients_per_update(num_workers)
     period, source = _period(protocol, clock, num_workers, size)
     mean = staleness.mean_staleness(protocol, num_workers)
-    law = staleness._exact(protocol, clock, num_workers, size)
+    law = staleness.exact_law(protocol, clock, num_workers, size)
     idle = _idle(protocol, clock, num_workers, period)
     sources = {"update_period": source, "mean_staleness": "Little's law", "staleness_law": "exact",
                "idle_fraction": "renewal theorem"}
     if None in (period, mean, idle) or law is None:
-        simulated = _simulated(protocol, clock, num_workers, num_gradients, seed)
+        if trace is None:
+            trace = simulate(protocol, clock, num_workers, max(num_gradients, 20 * num_workers), seed)
+        simulated = _in_trace(trace)
         known = {"update_period": period, "mean_staleness": mean, "idle_fraction": idle,
                  "staleness_law": law}
         for name, value in known.items():
@@ -99,37 +102,35 @@ def predict(protocol: Any, timing: Any, num_workers: int, *, num_gradients: int 
 def _period(protocol, clock, num_workers, size):
     if staleness.never_waiting(protocol):
         return size / np.sum(1 / clock.cycle_means(num_workers)), "renewal theorem"
-    name, cycle = type(protocol).__name__, times.cycle(clock, num_workers)
-    if cycle is not None and name in ("Hardsync", "KSync"):
+    cycle = times.cycle(clock, num_workers)
+    if cycle is not None and isinstance(protocol, (protocols.Hardsync, protocols.KSync)):
         return times.expected_order_statistic(cycle, size, num_workers), "order statistic"
     if cycle is not None and cycle.name == "exponential":
-        if name == "KBatchSync":
+        if isinstance(protocol, protocols.KBatchSync):
             return size * cycle.mean / num_workers, "memoryless times"
-        if name == "KAsync":
+        if isinstance(protocol, protocols.KAsync):
             left = np.arange(num_workers - size + 1, num_workers + 1)
             return cycle.mean * np.sum(1 / left), "memoryless times"
     return None, "simulation"
 
 
 def _idle(protocol, clock, num_workers, period):
-    if staleness.never_waiting(protocol) or type(protocol).__name__ == "KBatchSync":
+    if staleness.never_waiting(protocol) or isinstance(protocol, protocols.KBatchSync):
         return 0.0
-    if type(protocol).__name__ == "Hardsync" and period is not None:
+    if isinstance(protocol, protocols.Hardsync) and period is not None:
         return max(0.0, 1 - clock.cycle_means(num_workers).mean() / period)
     return None
 
 
-def _simulated(protocol, clock, num_workers, num_gradients, seed):
-    trace = simulate(protocol, clock, num_workers, max(num_gradients, 20 * num_workers), seed)
+def _in_trace(trace):
     first = len(trace) // 10
     seconds = trace.finish_time[-1] - trace.finish_time[first - 1]
-    applied = trace.applied[first:]
     updates = np.count_nonzero(trace.updates[first:])
     if not updates or seconds <= 0:
-        raise ValueError(f"{protocol} makes no updates with these times")
-    late = trace.staleness[first:][applied]
-    return {"update_period": seconds / updates, "mean_staleness": late.mean(),
-            "staleness_law": np.bincount(late) / len(late),
+        raise ValueError("the trace makes no updates")
+    law = staleness.law_in_trace(trace)
+    return {"update_period": seconds / updates, "mean_staleness": law @ np.arange(len(law)),
+            "staleness_law": law,
             "idle_fraction": float(np.nanmean(trace.per_worker()["idle_fraction"]))}
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asgd.cluster.checks import integer, number
 from asgd.cluster.timing import Distribution
 from asgd.theory import times
 
@@ -72,8 +72,8 @@ def coefficients(learning_rate: float, num_workers: int, mean_time: float, eigen
         >>> coefficients(0.25, num_workers=8, mean_time=2.0, eigenvalue=0.5, gradient_noise=3.0)
         Coefficients(drift=0.5, sigma=1.5)
     """
-    learning_rate = times.number("learning_rate", learning_rate, above=0.0)
-    rate = _integer("num_workers", num_workers, 1) / times.number("mean_time", mean_time, above=0.0)
+    learning_rate = number("learning_rate", learning_rate, above=0.0)
+    rate = integer("num_workers", num_workers, 1) / number("mean_time", mean_time, above=0.0)
     eigenvalue = _array("eigenvalue", eigenvalue, "a number, a vector or a matrix")
     noise = _array("gradient_noise", gradient_noise, "a number, a vector or a matrix")
     pair = learning_rate * rate * eigenvalue, learning_rate * math.sqrt(rate) * noise
@@ -146,13 +146,13 @@ def integrate(drift: float | np.ndarray | Callable, delay: float | Sequence[floa
     sigma = _array("sigma", sigma, "a number, a vector or a matrix", like=x0)
     if not callable(drift):
         drift = _array("drift", drift, "a function, a number, a vector or a matrix", like=x0)
-    step, bound = times.number("step", step, above=0.0), times.number("bound", bound, above=0.0)
+    step, bound = number("step", step, above=0.0), number("bound", bound, above=0.0)
     if np.abs(x0).max() > bound:
         raise ValueError(f"bound must be at least the size of x0, not {bound:g}")
-    num_steps, every = _integer("num_steps", num_steps, 1), _integer("every", every, 1)
+    num_steps, every = integer("num_steps", num_steps, 1), integer("every", every, 1)
     if num_steps % every:
         raise ValueError(f"every must divide num_steps = {num_steps}, not {every}")
-    num_paths, seed = _integer("num_paths", num_paths, 1), _integer("seed", seed, 0)
+    num_paths, seed = integer("num_paths", num_paths, 1), integer("seed", seed, 0)
     if mode not in ("random", "distributed"):
         raise ValueError(f"mode must be 'random' or 'distributed', not {mode!r}")
     lags = _delays(delay, longest_delay) / step
@@ -246,7 +246,7 @@ def _delays(delay, longest_delay):
     if longest_delay is None:
         longest_delay = np.quantile(samples, 0.9999, method="higher")
     else:
-        longest_delay = times.number("longest_delay", longest_delay, least=0.0)
+        longest_delay = number("longest_delay", longest_delay, least=0.0)
     samples = np.minimum(samples, longest_delay)
     return samples[:1] if samples.min() == samples.max() else samples
 
@@ -264,9 +264,3 @@ def _array(name, value, allowed, max_ndim=2, like=None):
         raise ValueError(f"{name} must be {allowed} that fits x0 of shape {like.shape}, "
                          f"not of shape {array.shape}")
     return array.astype(np.float64)
-
-
-def _integer(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, not {value!r}")
-    return int(value)

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from asgd.cluster import protocols as protocol_lib, simulate
+from asgd.cluster import protocols, simulate
+from asgd.cluster.checks import integer
 from asgd.cluster.timing import Timing, as_timing
 from asgd.theory import times
 
@@ -42,12 +43,12 @@ def mean_staleness(protocol: Any, num_workers: int) -> float | None:
       >>> mean_staleness(protocols.softsync(n=15), 30), mean_staleness(protocols.hardsync(), 30)
       (14.5, 0.0)
     """
-    times.check_workers(num_workers)
+    integer("num_workers", num_workers, least=1)
     size = protocol.gradients_per_update(num_workers)
-    name = type(protocol).__name__
-    if name in ("Hardsync", "KSync", "KBatchSync", "BackupWorkers"):
+    if isinstance(protocol, (protocols.Hardsync, protocols.KSync, protocols.KBatchSync,
+                             protocols.BackupWorkers)):
         return 0.0
-    if name == "KAsync":
+    if isinstance(protocol, protocols.KAsync):
         return num_workers / size - 1
     if never_waiting(protocol):
         before = getattr(protocol, "pull", "after") == "before"
@@ -83,23 +84,29 @@ def staleness_law(protocol: Any, timing: Any, num_workers: int, *, method: str =
     if method not in ("auto", "exact", "poisson", "simulation"):
         raise ValueError(f"method must be auto, exact, poisson or simulation, got {method!r}")
     clock = as_timing(timing)
-    times.check_workers(num_workers)
+    integer("num_workers", num_workers, least=1)
     size = protocol.gradients_per_update(num_workers)
     if method == "poisson":
         if not never_waiting(protocol):
             raise ValueError(f"method='poisson' is for workers that never wait, not {protocol}")
         return _updates_among(_poisson(clock, num_workers), protocol, size)
     if method in ("auto", "exact"):
-        law = _exact(protocol, clock, num_workers, size)
+        law = exact_law(protocol, clock, num_workers, size)
         if law is not None:
             return law
         if method == "exact":
             raise ValueError(f"method='exact' has no law for {protocol} with these times: take "
                              "poisson or simulation")
-    trace = simulate(protocol, clock, num_workers, max(num_gradients, 20 * num_workers), seed)
-    late = trace.staleness[len(trace) // 10 :][trace.applied[len(trace) // 10 :]]
+    return law_in_trace(simulate(protocol, clock, num_workers, max(num_gradients, 20 * num_workers),
+                                 seed))
+
+
+def law_in_trace(trace: Any) -> np.ndarray:
+    """Returns how often each staleness is applied in a trace, but for its first tenth."""
+    first = len(trace) // 10
+    late = trace.staleness[first:][trace.applied[first:]]
     if not late.size:
-        raise ValueError(f"{protocol} applies no gradient with these times")
+        raise ValueError("the trace applies no gradient")
     return np.bincount(late) / len(late)
 
 
@@ -115,11 +122,12 @@ def tail(law: np.ndarray, staleness: float) -> float:
 
 def never_waiting(protocol: Any) -> bool:
     """Returns whether workers never wait, and the server takes every gradient."""
-    return isinstance(protocol, (protocol_lib.Softsync, protocol_lib.Asynchronous,
-                                 getattr(protocol_lib, "KBatchAsync", protocol_lib.Softsync)))
+    return isinstance(
+        protocol, (protocols.Softsync, protocols.Asynchronous, protocols.KBatchAsync))
 
 
-def _exact(protocol, clock: Timing, num_workers: int, size: int):
+def exact_law(protocol: Any, clock: Timing, num_workers: int, size: int) -> np.ndarray | None:
+    """Returns the law where it is known without approximation, else None."""
     if mean_staleness(protocol, num_workers) == 0.0:
         return np.ones(1)
     cycle = times.cycle(clock, num_workers)

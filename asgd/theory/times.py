@@ -2,23 +2,16 @@
 
 import functools
 import math
-import numbers
 from typing import Any
 
 import numpy as np
 from scipy import special, stats
 
 from asgd.cluster import timing
+from asgd.cluster.checks import integer, number
 from asgd.cluster.timing import Distribution, Timing
 
-number = timing._number
 _OCTAVES = 44  # Down to a probability of 2**-44, and 16 points in each halving of it.
-
-
-def check_workers(num_workers: Any) -> None:
-    """Raises ValueError unless a number of workers is an integer >= 1."""
-    if isinstance(num_workers, bool) or not isinstance(num_workers, numbers.Integral) or num_workers < 1:
-        raise ValueError(f"num_workers must be an integer >= 1, not {num_workers!r}")
 
 
 def as_delay(delay: Any) -> Distribution:
@@ -100,9 +93,8 @@ def expected_order_statistic(distribution: Distribution, k: int, num_workers: in
       >>> round(expected_order_statistic(timing.exponential(1.0), 2, 3), 9)  # 1/3 + 1/2
       0.833333333
     """
-    check_workers(num_workers)
-    if isinstance(k, bool) or not isinstance(k, numbers.Integral) or not 1 <= k <= num_workers:
-        raise ValueError(f"k must be an integer from 1 to num_workers={num_workers}, not {k!r}")
+    integer("num_workers", num_workers, least=1)
+    integer("k", k, 1, num_workers)
     if distribution.name == "empirical":  # Steps: the probability of each is exact.
         ordered = np.sort(distribution.samples)
         below = stats.beta.cdf(np.arange(len(ordered) + 1) / len(ordered), k, num_workers - k + 1)

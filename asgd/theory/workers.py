@@ -6,8 +6,8 @@ The slowest mode of a quadratic with eigenvalues :math:`h_i` decays at the rate
   r(M) = \frac{1}{\text{update period}(M)} \min_i \left(-\log \rho_M(\eta h_i)\right)
 
 per virtual second, where :math:`\rho_M` is the spectral radius (`stability`) for a fixed staleness, and
-else the decay on a simulated trace (`on_trace`). More workers update more often on staler parameters, so there is a best number and one
-where it diverges. A natural model, derived here, of what Yu, Chen and Poor (arXiv 2406.11159) study.
+else the decay on a simulated trace (`on_trace`). More workers update more often on staler parameters,
+so there is a best number and one where it diverges. A natural model, derived here, of what Yu, Chen and Poor (arXiv 2406.11159) study.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from asgd.cluster import protocols as protocol_lib
-from asgd.theory import on_trace, run_time, stability, times
+from asgd.cluster.checks import integer, number
+from asgd.theory import on_trace, run_time, stability
 
 
 class Workers(NamedTuple):
@@ -59,8 +60,8 @@ def optimal_workers(step: float, eigenvalues: Sequence[float], timing: Any, *,
       >>> found.best, round(found.rate, 3), found.first_diverging
       (19, 1.023, 80)
     """
-    step = times.number("step", step, above=0.0)
-    times.check_workers(most)
+    step = number("step", step, above=0.0)
+    integer("most", most, least=1)
     values = sorted(float(h) for h in eigenvalues)
     if not values or values[0] <= 0:
         raise ValueError(f"eigenvalues must be positive, got {list(eigenvalues)!r}")
@@ -69,12 +70,12 @@ def optimal_workers(step: float, eigenvalues: Sequence[float], timing: Any, *,
     values = sorted({values[0], values[-1]})
     numbers, rates, diverging = [], [], None
     for workers in range(1, most + 1):
-        prediction = run_time.predict(protocol(workers), timing, workers, num_gradients=50_000)
+        trace = on_trace.long_trace(protocol(workers), timing, workers, seed)
+        prediction = run_time.predict(protocol(workers), timing, workers, trace=trace)
         law = prediction.staleness_law
         if np.count_nonzero(law) == 1:
             slowest = min(stability.answer(step * h, law, momentum).rate for h in values)
         else:
-            trace = on_trace.long_trace(protocol(workers), timing, workers, seed)
             slowest = on_trace.rates_on_trace(trace, step * np.asarray(values), momentum).min()
         rates.append(slowest / prediction.update_period)
         numbers.append(workers)

@@ -69,11 +69,7 @@ def make_trace(config: Any, num_examples: int) -> Trace:
     """
     wanted = num_gradients(config, num_examples)
     if config.trace_path:
-        read = Trace.from_csv if config.trace_path.endswith(".csv") else Trace.load
-        try:
-            trace = read(config.trace_path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"trace_path: {error}") from None
+        trace = read_trace(config.trace_path)
         check_trace(config, trace)
         length = len(trace) if wanted is None else _events(config, trace, wanted)
         return trace if length >= len(trace) else trace.head(length)
@@ -89,6 +85,14 @@ def make_trace(config: Any, num_examples: int) -> Trace:
             length = needed
     except ValueError as error:
         raise ConfigError(f"cluster: {error}") from None
+
+
+def read_trace(path: str) -> Trace:
+    """Reads a saved trace or the log of a cluster; ConfigError if it is neither."""
+    try:
+        return (Trace.from_csv if path.endswith(".csv") else Trace.load)(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"trace_path: {error}") from None
 
 
 def _events(config, trace, wanted):

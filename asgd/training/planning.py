@@ -12,11 +12,15 @@ from asgd import emulation, theory
 from asgd.cluster import Trace, protocols as protocol_lib, timing as timing_lib
 from asgd.theory import on_trace, planner
 from asgd.training import validation
+from asgd.training.build import build, make_timing, read_trace
+from asgd.training.checkpoints import Checkpoints
+from asgd.transforms import rule_from_text
 
 CHOICES: dict[str, Callable[[int], Any]] = {
     # Where a protocol has a number to choose, one that is a common compromise.
     "hardsync": lambda workers: protocol_lib.hardsync(),
-    "backup_workers": lambda workers: protocol_lib.backup_workers(spare=-(-workers // 8) * (workers > 1)),
+    "backup_workers": lambda workers: protocol_lib.backup_workers(
+        spare=min(workers - 1, -(-workers // 8))),
     "k_sync": lambda workers: protocol_lib.k_sync(k=-(-3 * workers // 4)),
     "k_async": lambda workers: protocol_lib.k_async(k=-(-workers // 2)),
     "softsync": lambda workers: protocol_lib.softsync(n=min(4, workers)),
@@ -36,18 +40,17 @@ def make_plan(config: Any, workdir: pathlib.Path | None = None) -> dict[str, Any
     Raises:
       ConfigError: naming the field.
     """
+    validation.validate(config)
     _check(config)
     fields = config.plan
     problem, about = _problem(config, workdir)
     scale = None
     if config.algorithm == "staleness_aware":
-        from asgd.transforms import rule_from_text
-
         scale = rule_from_text(config.staleness_rule)
     try:
         clock = _clock(config)
         rows = planner.plan(
-            problem, {name: CHOICES[name] for name in fields.protocols}, clock, fields.workers,
+            problem, {name: CHOICES[name] for name in fields.protocols}, clock, sorted(set(fields.workers)),
             config.learning_rate, fields.target, momentum=config.momentum, scale=scale,
             seed=config.seed)
     except ValueError as error:
@@ -102,15 +105,9 @@ def _check(config):
 def _clock(config):
     """Returns a function from the number of workers to their timing."""
     if config.trace_path:
-        read = Trace.from_csv if config.trace_path.endswith(".csv") else Trace.load
-        try:
-            trace = read(config.trace_path)
-        except (OSError, ValueError) as error:
-            raise validation.ConfigError(f"trace_path: {error}") from None
         # Pull, computing and push together, of all workers alike.
-        measured = timing_lib.Timing(timing_lib.empirical(trace.delay))
+        measured = timing_lib.Timing(timing_lib.empirical(read_trace(config.trace_path).delay))
         return lambda workers: measured
-    from asgd.training.build import make_timing
 
     def clock(workers):
         config_of = config.copy_and_resolve_references()
@@ -142,9 +139,6 @@ def _problem(config, workdir):
 
 def _measure(config, workdir):
     """Estimates curvature, noise and loss on the task's training batches."""
-    from asgd.training.build import build
-
-    validation.validate(config)
     run = build(config)
     points = {"checkpoint": _checkpoint(run, config, workdir)}
     if points["checkpoint"] is None:
@@ -163,8 +157,6 @@ def _checkpoint(run, config, workdir):
     """Returns parameters and model state at a run's last checkpoint, or None."""
     if not (workdir and (workdir / "checkpoints").exists() and (workdir / "config.json").exists()):
         return None
-    from asgd.training.checkpoints import Checkpoints
-
     validation.check_unchanged(config, workdir / "config.json")
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     found = checkpoints.latest()
@@ -172,7 +164,8 @@ def _checkpoint(run, config, workdir):
     if not found:
         return None
     emulator = run.emulator(*run.task.init(config.seed), config, [])
-    return emulator.params(emulator.load(found[1])), emulator.model_state(emulator.load(found[1]))
+    state = emulator.load(found[1])
+    return emulator.params(state), emulator.model_state(state)
 
 
 def _short_run(run, config):

@@ -34,6 +34,20 @@ def test_fixed_staleness_is_the_square(tau):
     assert theory.mean_square_critical_step(tau) == pytest.approx(theory.critical_step(tau), rel=1e-6)
 
 
+def test_rules_scale_the_steps_and_may_leave_the_longest_out():
+    # Scaled to nothing beyond 1, and by a half at 1: x' = x - a x, x - a x_1 / 2, or x.
+    def scale(tau):
+        return np.array([1.0, 0.5, 0.0, 0.0])[: len(tau)]
+
+    law, a = np.array([0.4, 0.3, 0.2, 0.1]), 0.7
+    total = 0
+    for weight, row in zip(law, ([1 - a, 0], [1, -a / 2], [1, 0], [1, 0])):
+        matrix = np.array([row, [1, 0]])
+        total = total + weight * np.kron(matrix, matrix)
+    assert theory.mean_square_radius(a, law, scale=scale) == pytest.approx(
+        np.abs(np.linalg.eigvals(total)).max(), rel=1e-12)
+
+
 def test_spread_grows_before_the_mean_does():
     law = [0.5, 0.5]
     limit = theory.mean_square_critical_step(law)

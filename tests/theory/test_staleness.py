@@ -175,7 +175,7 @@ def test_bad_input():
                  lambda: theory.staleness_law(protocols.asynchronous(), timing.exponential(1.0), 0)):
         with pytest.raises(ValueError, match="num_workers must be an integer >= 1, not 0"):
             call()
-    with pytest.raises(ValueError, match="k must be an integer from 1 to num_workers=3, not 4"):
+    with pytest.raises(ValueError, match="k must be an integer from 1 to 3, not 4"):
         theory.expected_order_statistic(timing.exponential(1.0), 4, 3)
     assert theory.tail(np.ones(1), math.inf) == 0
     with pytest.raises(ValueError, match="n of softsync"):

@@ -22,7 +22,7 @@ def config(**plan):
 
 
 def test_given_curvature_needs_no_data(monkeypatch):
-    monkeypatch.setattr(loop, "build", None)
+    monkeypatch.setattr(planning, "build", None)
     wanted = config(workers=(1, 8, 64, 96), protocols=("asynchronous", "hardsync"))
     wanted.algorithm, wanted.learning_rate, wanted.dataset.name = "asgd", 0.01, "mnist"
     wanted.cluster.compute_time.distribution = "constant"
@@ -135,7 +135,9 @@ def test_the_command(tmp_path):
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert run.stdout.splitlines()[-1] == plan["explanation"]
     assert len(plan["rows"]) == 2 and (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
-    bad = subprocess.run([sys.executable, "-m", "asgd.plan", *flags, "--config.plan.target=2.0"],
-                         capture_output=True, text=True, check=False)
-    assert bad.returncode == 2 and "plan.target must be a number" in bad.stderr.splitlines()[-1]
-    assert "Traceback" not in bad.stderr
+    for flag, message in (("--config.plan.target=2.0", "plan.target must be a number"),
+                          ("--config.plan.targett=0.1", "--config has no field")):
+        bad = subprocess.run([sys.executable, "-m", "asgd.plan", *flags, flag],
+                             capture_output=True, text=True, check=False)
+        assert bad.returncode == 2 and message in bad.stderr.splitlines()[-1]
+        assert "Traceback" not in bad.stderr

@@ -2,11 +2,12 @@
 
 import abc
 import dataclasses
-import numbers
 import re
 from typing import Any
 
 import numpy as np
+
+from asgd.cluster.checks import integer
 
 
 class Protocol(abc.ABC):
@@ -47,7 +48,4 @@ class Protocol(abc.ABC):
 
 def check_integer(protocol: Protocol, name: str, least: int) -> None:
     """Makes a field an int, or raises ValueError if it is not an integer >= `least`."""
-    value = getattr(protocol, name)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, not {value!r}")
-    object.__setattr__(protocol, name, int(value))
+    object.__setattr__(protocol, name, integer(name, getattr(protocol, name), least))
