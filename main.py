@@ -3,8 +3,10 @@
 Exit codes: 0 done, 1 a run-time failure, 2 a config or flag that cannot be used.
 """
 
+import contextlib
 import json
 import pathlib
+import sys
 
 from absl import app
 
@@ -18,7 +20,10 @@ def main(argv):
         from asgd.training import loop
 
         loop.use_compilation_cache()
-        print(json.dumps(loop.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))))
+        # Standard output is for the last line, whatever libraries print.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = loop.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+        print(json.dumps(result))
 
     command.run(argv, train)
 

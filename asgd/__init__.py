@@ -10,6 +10,7 @@ _PUBLIC = {
     "asgd.emulation": ["AveragingResult", "EmulationResult", "EventTriggeredResult", "GossipResult",
                        "IndexedBatches", "NonFiniteLossError", "emulate", "emulate_averaging",
                        "emulate_event_triggered", "emulate_gossip"],
+    "asgd.recording": ["RecordingResult", "record"],
     "asgd.transforms": [
         "read_row", "weighted_sum",
         "average_until_update", "compensate_delay", "consensus", "delayed_nesterov",
@@ -19,7 +20,7 @@ _PUBLIC = {
     ],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-_SUBPACKAGES = ("cluster", "emulation", "theory", "transforms", "training", "workloads")
+_SUBPACKAGES = ("cluster", "emulation", "recording", "theory", "transforms", "training", "workloads")
 
 __all__ = sorted(_HOME) + list(_SUBPACKAGES)
 

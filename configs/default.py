@@ -11,6 +11,15 @@ from ml_collections import config_dict
 def get_config():
     config = config_dict.ConfigDict()
     config.seed = 0
+    config.mode = "emulate"  # Or record: really asynchronous workers, on the clock of this machine.
+    config.recorder = "threads"  # record: threads of this process, or ray (actors, of many machines).
+    config.recording = config_dict.ConfigDict()
+    # Seconds that a worker sleeps for each virtual second that the cluster below computes or
+    # communicates, before it pushes: makes stragglers. 0 is not at all.
+    config.recording.sleep = 0.0
+    config.recording.ray_address = ""  # Of a Ray cluster; "" is this machine.
+    config.recording.cpus_per_worker = 1.0  # That Ray reserves.
+    config.recording.gpus_per_worker = 0.0
     # With a server: sgd, ssgd, asgd, staleness_aware, dc_asgd_c or dc_asgd_a. Decentralised: dsgd,
     # p_asgd, c_asgd, pc_asgd, pc_asgd_pv or ad_psgd. By local steps: delayed_averaging, local_sgd,
     # elastic_averaging or async_diloco. Sets protocol and transformations.

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-INTEGERS = ("worker", "read_version", "version")
+INTEGERS = ("worker", "read_version", "version", "batch")
 BOOLS = ("applied", "updates")
 TIMES = ("start_time", "finish_time")
 COLUMNS = INTEGERS + BOOLS + TIMES
+_LATER = ("batch",)  # Traces of earlier versions do not have these.
 
 _BOOL_WORDS = {"0": False, "false": False, "1": True, "true": True}
 
@@ -60,7 +61,7 @@ def write_npz(path, fields: dict[str, np.ndarray]) -> None:
 
 def load(path) -> dict[str, Any]:
     """Reads the fields that `save` wrote; ValueError naming the path if the file is another."""
-    fields = read_npz(path, (*COLUMNS, "num_workers", "metadata"), "a trace")
+    fields = read_npz(path, (*COLUMNS, "num_workers", "metadata"), "a trace", optional=_LATER)
     try:
         fields["num_workers"] = int(fields["num_workers"])
         fields["metadata"] = json.loads(str(fields["metadata"]))
@@ -69,13 +70,18 @@ def load(path) -> dict[str, Any]:
     return fields
 
 
-def read_npz(path, names, what: str) -> dict[str, np.ndarray]:
-    """Reads arrays by name; ValueError saying that the file is not `what` if they are not there."""
+def read_npz(path, names, what: str, optional=()) -> dict[str, np.ndarray]:
+    """Reads arrays by name, those that are `optional` if they are there.
+
+    Raises:
+        ValueError: Saying that the file is not `what`.
+    """
     with open(path, "rb") as file:
         content = io.BytesIO(file.read())  # What fails from here on is what the file holds.
     try:
         with np.load(content, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names}
+            return {name: archive[name] for name in names
+                    if name in archive.files or name not in optional}
     # What NumPy and zipfile raise on truncated archives and on files of other kinds.
     except (
         *(AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError),

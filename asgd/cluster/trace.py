@@ -80,6 +80,9 @@ class Trace:
             Default: 1, 2, ..., T.
         num_workers: Default: the largest worker + 1.
         metadata: JSON-able dict: what was simulated, or where the trace was recorded.
+        batch: int32, number of the mini-batch that it was computed on: its data and its random key
+            are functions of this number. A real worker draws a batch before anybody knows how many
+            gradients will arrive before its own. Default: 0, 1, ..., T - 1.
 
     Raises:
         ValueError: Names the field, the first offending row, counted from 0, and what it may be.
@@ -103,6 +106,7 @@ class Trace:
     finish_time: Sequence[float] | None = None
     num_workers: int | None = None
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    batch: Sequence[int] | None = None
 
     __hash__ = None
 
@@ -155,6 +159,11 @@ class Trace:
             start_time = _times("start_time", self.start_time, length)
         _refuse("start_time", start_time > finish_time, start_time, "at most finish_time")
 
+        batch = np.arange(length, dtype=np.int32)
+        if self.batch is not None:
+            batch = _integers("batch", self.batch, length)
+        _refuse("batch", batch < 0, batch, ">= 0")
+
         columns = {
             "worker": worker,
             "read_version": read_version,
@@ -163,6 +172,7 @@ class Trace:
             "updates": updates,
             "start_time": start_time,
             "finish_time": finish_time,
+            "batch": batch,
         }
         for name, column in columns.items():
             column.setflags(write=False)
@@ -231,8 +241,8 @@ class Trace:
 
         Args:
             path: A CSV file whose header row has names of fields. `worker` and `read_version`
-                must be there, `version`, `applied`, `updates`, `start_time` and `finish_time`
-                may be. Booleans are 0, 1, true or false.
+                must be there, `version`, `applied`, `updates`, `start_time`, `finish_time` and
+                `batch` may be. Booleans are 0, 1, true or false.
             num_workers: Default: the largest worker + 1.
 
         Raises:

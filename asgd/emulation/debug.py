@@ -32,12 +32,12 @@ class DebugEmulator:
         self._snapshot_dtype = snapshot_dtype
         self._last_read = np.full(trace.num_updates + 1, -1)
         self._last_read[trace.read_version] = np.arange(len(trace))
-        self._batches = feed.checked(batches, len(trace))
+        self._batches = feed.checked(batches, trace.batch)
         self._key = jax.random.key(seed)
         self._loss = inputs.uniform_loss(loss_fn, model_state is not None)
         if len(trace):
             inputs.check_loss(self._loss, self._params, self._model_state,
-                              jax.tree.map(lambda x: x[0], feed.rows_of(self._batches, 0, 1)))
+                              feed.first_row(self._batches, trace.batch))
         if (trace.applied & ~trace.updates).any():
             elementwise.check_waits_for_update(self._tx, self._params)
 
@@ -63,9 +63,10 @@ class DebugEmulator:
         trace = self.trace
         worker = int(trace.worker[event])
         snapshot = state["snapshots"][int(trace.read_version[event])]
-        batch = jax.tree.map(lambda x: jnp.asarray(x[0]), feed.rows_of(self._batches, event, event + 1))
+        number = trace.batch[event:event + 1]
+        batch = jax.tree.map(lambda x: jnp.asarray(x[0]), feed.rows_of(self._batches, number))
         (loss, statistics), gradient = jax.value_and_grad(self._loss, has_aux=True)(
-            snapshot, batch, jax.random.fold_in(self._key, event))
+            snapshot, batch, jax.random.fold_in(self._key, int(number[0])))
         if not trace.applied[event]:
             return state, loss
 

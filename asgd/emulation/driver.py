@@ -10,8 +10,8 @@ import numpy as np
 from jax import lax
 
 from asgd.emulation import ring
-from asgd.emulation.convolutions import canonical_convolutions
 from asgd.emulation.feed import Feed
+from asgd.emulation.gradient import event_gradient, in_own_loop
 from asgd.emulation.rewrite import one_rounding
 from asgd.emulation.spmd import AXIS, WHOLE, Spmd, split_axis
 from asgd.emulation.waves import Waves
@@ -63,8 +63,7 @@ class Driver:
             lambda *parts: topology.init(*parts, model_state), *whole)
         self._constants = spmd.put((jax.random.key(seed), np.float32(0)), WHOLE)
         self._call = spmd.compile(
-            wave_program(canonical_convolutions(loss), topology, feed, spmd.num_devices,
-                         batched=events_per_device > 1),
+            wave_program(loss, topology, feed, spmd.num_devices, batched=events_per_device > 1),
             (self._specs, WHOLE, split_axis(0), WHOLE, WHOLE),
             (self._specs, (split_axis(1), WHOLE)), donate=(0,))
 
@@ -162,12 +161,10 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
                  batched: bool = False):
     """Returns the program of one call: a loop over waves on one device's share.
 
-    A gradient is computed in a loop of its own, of no or one turn, known only when it runs. So the
-    compiler can neither unroll it nor fuse it with what surrounds it, and a gradient's bits do not
-    depend on the number of devices, waves per call or backend. Without ``batched`` a wave has one
-    event a device.
+    Without ``batched`` a wave has one event a device.
     """
-    gradient_of = one_rounding(jax.value_and_grad(loss, has_aux=True))
+    compute = event_gradient(lambda params, row, key: loss(params, feed.shaped(row), key),
+                             topology.on_worker)
 
     def program(state, data, rows, constants, plan):
         key, zero = constants
@@ -178,21 +175,13 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
         num_waves, width = waves[1].number.shape
         per_device = width // num_devices
 
-        def compute(view, batch, event, turn):
-            # The turn's number in the barrier keeps the body from being moved out of its loop.
-            view, batch, event, _ = lax.optimization_barrier((view, batch, event, turn))
-            event_key = jax.random.fold_in(key, event.number)
-            (value, statistics), gradient = gradient_of(view[0], feed.shaped(batch), event_key)
-            value, statistics, gradient = lax.optimization_barrier((value, statistics, gradient))
-            return value, statistics, topology.on_worker(gradient, view, event)
-
         def needs(state, number, events):
             """Returns a function from j to what this device's event j of a wave is made of."""
             views = topology.views(state, events)
 
             def need(j):
                 event = ring.read(events, device * per_device + j)
-                return views(j), read_rows(number * per_device + j, event.number), event
+                return views(j), read_rows(number * per_device + j, event.number), event, key
 
             return need
 
@@ -201,12 +190,10 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
             size, events = ring.read(waves, number)
             need = needs(state, number, events)
             if batched:
-                sent = jax.vmap(lambda j: compute(*need(j), j))(jnp.arange(per_device))
+                sent = jax.vmap(lambda j: compute(j, *need(j)))(jnp.arange(per_device))
             else:
                 # Read before the loop, or XLA would fuse where it reads from with what it computes.
-                mine = need(0)
-                sent = lax.fori_loop(0, (device < size).astype(int), lambda turn, _: jax.tree.map(
-                    lambda x: x[None], compute(*mine, turn)), sent)
+                sent = in_own_loop((device < size).astype(int), compute, need(0), sent)
             arrived = topology.collect(sent[2], sent[1])
 
             def apply(i, state):
@@ -217,7 +204,7 @@ def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_device
                     ring.write(observed, number, topology.observe(state)))
 
         shapes = jax.eval_shape(
-            lambda: compute(*needs(state, 0, ring.read(waves[1], 0))(0), 0))
+            lambda: compute(0, *needs(state, 0, ring.read(waves[1], 0))(0)))
         sent = jax.tree.map(lambda s: jnp.zeros((per_device,) + s.shape, s.dtype), shapes)
         losses = jnp.zeros((num_waves,) + sent[0].shape, sent[0].dtype)
         observed = ring.repeat(jax.tree.map(

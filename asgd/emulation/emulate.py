@@ -59,7 +59,7 @@ class Emulator(Driver):
         params = jax.tree.map(jnp.asarray, params)
         inputs.check_params(params, place.num_parts)
         model_state = jax.tree.map(jnp.asarray, model_state)
-        feed = Feed(batches, len(trace), spmd)
+        feed = Feed(batches, len(trace), spmd, trace.batch)
         loss = inputs.uniform_loss(loss_fn, model_state is not None)
         if len(trace):
             inputs.check_loss(loss, params, model_state, feed.row)
@@ -134,15 +134,16 @@ def emulate(
 
     Args:
       loss_fn: ``loss_fn(params, batch)`` or ``loss_fn(params, batch, key)`` returning a scalar;
-        event e gets ``jax.random.fold_in(jax.random.key(seed), e)``.
+        event e gets ``jax.random.fold_in(jax.random.key(seed), trace.batch[e])``.
       tx: the server's Optax transformation. On each applied gradient it is given ``staleness``
         (int32 scalar, updates), ``stale_params`` (the snapshot), ``worker`` (int32 scalar),
         ``delay`` (float32 scalar, virtual seconds) and ``update`` (bool scalar).
       params: initial parameters, any tree of arrays.
       trace: what happened, T events; dropped ones change nothing.
-      batches: a tree of arrays with a leading axis [T], row e for event e, or a callable from
-        an array of consecutive event numbers [n] to such rows; with
-        :class:`asgd.IndexedBatches` a data set that fits lies on the devices.
+      batches: a tree of arrays with a leading axis [T], or a callable from an array of numbers
+        [n] to such rows; event e uses row ``trace.batch[e]``, which is e but in recorded
+        traces, so numbers are consecutive but there. With :class:`asgd.IndexedBatches` a data
+        set that fits lies on the devices.
 
     Other args:
       num_devices: devices that compute gradients side by side, as the trace allows.

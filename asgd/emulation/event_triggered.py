@@ -34,13 +34,14 @@ class EventTriggeredResult(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The server's state, how many gradients were pushed, and when.
+    """The server's state, how many gradients were computed and how many of them pushed, and when.
 
     ``made_at`` [num_slots] is the version that each snapshot is of, ``pushed`` [width] what the events
     of the last wave decided.
     """
 
     server: Any
+    computed: Any
     version: Any
     made_at: Any
     pushed: Any
@@ -61,7 +62,7 @@ class _EventTriggered(ParameterServer):
     def init(self, params, worker_state, model_state):
         width = self._plan.width
         return _State(super().init(params, worker_state, model_state), jnp.int32(0),
-                      jnp.zeros(self._plan.num_slots, jnp.int32), jnp.zeros(width, bool))
+                      jnp.int32(0), jnp.zeros(self._plan.num_slots, jnp.int32), jnp.zeros(width, bool))
 
     def on_worker(self, gradient, view, event):
         return super().on_worker(gradient, view, event), optax.tree.norm(gradient) > self._threshold
@@ -89,8 +90,8 @@ class _EventTriggered(ParameterServer):
         version = state.version + pushed.astype(jnp.int32)
         made_at = lax.fori_loop(0, (event.write_slot >= 0).astype(int), lambda _, m: ring.write(
             m, event.write_slot, version), state.made_at)
-        place = lax.rem(event.number, np.uint32(self._plan.width))
-        return _State(server, version, made_at, ring.write(state.pushed, place, pushed))
+        place = lax.rem(state.computed, np.int32(self._plan.width))
+        return _State(server, state.computed + 1, version, made_at, ring.write(state.pushed, place, pushed))
 
 
 class EventTriggeredEmulator(Emulator):
@@ -120,7 +121,7 @@ class EventTriggeredEmulator(Emulator):
         return Trace(
             worker=arrivals.worker, read_version=version[arrivals.read_version], applied=pushed,
             updates=pushed, start_time=arrivals.start_time, finish_time=arrivals.finish_time,
-            num_workers=arrivals.num_workers, metadata={
+            batch=arrivals.batch, num_workers=arrivals.num_workers, metadata={
                 **arrivals.metadata, "event_triggered": {"threshold": self._threshold}})
 
 

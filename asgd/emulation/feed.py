@@ -64,14 +64,17 @@ class Feed:
       batches: tree with a leading axis [T], function of event numbers, or IndexedBatches.
       num_events: T.
       spmd: the devices.
+      numbers: int [T], the number of each event's batch; by default its own number.
 
     Attributes:
       data: what lies on every device; the program is given it.
       row: the rows of event 0, or None.
     """
 
-    def __init__(self, batches: Any, num_events: int, spmd: Spmd):
-        self._batches = batches = checked(batches, num_events)
+    def __init__(self, batches: Any, num_events: int, spmd: Spmd,
+                 numbers: Optional[np.ndarray] = None):
+        self._numbers = np.arange(num_events) if numbers is None else numbers
+        self._batches = batches = checked(batches, self._numbers)
         self._spmd = spmd
         resident = isinstance(batches, IndexedBatches) and (
             _fits(batches.num_bytes, spmd.num_devices) if batches.on_device is None
@@ -79,7 +82,7 @@ class Feed:
         self._in_order = resident and batches.indices is _in_order
         self._gathers = resident and not self._in_order
         self.data = spmd.put(batches.arrays, WHOLE) if resident else ()
-        self.row = jax.tree.map(lambda x: x[0], rows_of(batches, 0, 1)) if num_events else None
+        self.row = first_row(batches, self._numbers) if num_events else None
 
     def send(self, first: int, last: int, events: np.ndarray) -> Any:
         """Sends what devices need for a call.
@@ -95,10 +98,10 @@ class Feed:
         if self._in_order:
             return ()
         if self._gathers:
-            rows = self._batches.indices(np.arange(first, last))
+            rows = self._batches.indices(self._numbers[first:last])
             rows = _checked_indices(rows, last - first, self._batches.num_rows)
         else:
-            rows = rows_of(self._batches, first, last)
+            rows = rows_of(self._batches, self._numbers[first:last])
         places = (events - first).reshape(len(events), self._spmd.num_devices, -1)
         places = places.swapaxes(0, 1).ravel()
         if not np.array_equal(places, np.arange(last - first)):
@@ -106,7 +109,7 @@ class Feed:
         return self._spmd.put(rows, split_axis(0))
 
     def reader(self, data: Any, sent: Any) -> Callable[[Any, Any], Any]:
-        """Returns a function to (place, event number) to the row of an event, on the device.
+        """Returns a function of (place, batch number) to the row of an event, on the device.
 
         Leaves of the row are flat, or XLA would copy them into another layout; see `shaped`.
 
@@ -125,35 +128,50 @@ class Feed:
         return jax.tree.map(lambda x, like: x.reshape(like.shape), row, self.row)
 
 
-def checked(batches: Any, num_events: int) -> Callable[..., Any]:
-    """Returns batches as a function of event numbers.
+def checked(batches: Any, numbers: np.ndarray) -> Callable[..., Any]:
+    """Returns batches as a function of their numbers.
+
+    Args:
+      batches: tree with a leading axis, or such a function.
+      numbers: int [T], which will be asked for.
 
     Raises:
-      ValueError: when a leaf of a tree has another leading axis than T.
+      ValueError: when a leaf of a tree has another leading axis than T; where numbers are not those
+        of the events, when it is too short.
     """
     if callable(batches):
         return batches
     batches = _on_host(batches)
-    _check(batches, num_events, "every leaf")
+    count = len(numbers)
+    if not np.array_equal(numbers, np.arange(count)):
+        least = int(numbers.max()) + 1
+        count = max([least, *(np.shape(x)[0] for x in jax.tree.leaves(batches) if np.ndim(x))])
+    _check(batches, count, "every leaf")
     if not jax.tree.leaves(batches):  # A loss without data.
         return lambda events: batches
     return IndexedBatches(batches, _in_order)
 
 
-def _in_order(events):
-    # Event numbers are consecutive, and a slice is no copy.
-    return slice(events[0], events[-1] + 1)
+def _in_order(numbers):
+    # A slice is no copy.
+    consecutive = numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all()
+    return slice(numbers[0], numbers[-1] + 1) if consecutive else numbers
 
 
-def rows_of(batches: Callable[..., Any], start: int, stop: int) -> Any:
-    """Returns the rows of events ``start .. stop - 1``, at least one, leading axis first.
+def rows_of(batches: Callable[..., Any], numbers: np.ndarray) -> Any:
+    """Returns the rows of the batches of these numbers, at least one, leading axis first.
 
     Raises:
-      ValueError: when the function of event numbers returns another number of rows.
+      ValueError: when the function returns another number of rows.
     """
-    out = _on_host(batches(np.arange(start, stop)))
-    _check(out, stop - start, "the rows returned")
+    out = _on_host(batches(np.asarray(numbers, np.int64)))
+    _check(out, len(numbers), "the rows returned")
     return out
+
+
+def first_row(batches: Callable[..., Any], numbers: np.ndarray) -> Any:
+    """Returns the row of the first event."""
+    return jax.tree.map(lambda x: x[0], rows_of(batches, numbers[:1]))
 
 
 def _flat_row(rows, place):

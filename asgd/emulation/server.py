@@ -1,17 +1,16 @@
 """Topology 1: a parameter server (papers A, C and E)."""
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from asgd.cluster.trace import Trace
 from asgd.emulation import ring
-from asgd.emulation.fixed_state import fixed_state
 from asgd.emulation.inputs import check_losses
+from asgd.emulation.update import Held, ServerUpdate
 from asgd.emulation.waves import Plan
 from asgd.emulation.workers import Workers
 
@@ -51,8 +50,7 @@ class ParameterServer(Workers):
     """Applies gradients in the order of the trace.
 
     Args:
-      tx: the server's transformation, called on each applied gradient with the extra arguments
-        ``staleness``, ``stale_params``, ``worker``, ``delay`` and ``update``.
+      tx: the server's transformation, see :class:`asgd.emulation.update.ServerUpdate`.
       worker_tx: the workers' transformation, on whole gradients.
       layout: where trees live, from :mod:`asgd.emulation.ring`.
       trace: the trace; facts that hold for all of it (every gradient makes an update, none is
@@ -66,31 +64,28 @@ class ParameterServer(Workers):
     def __init__(self, tx, worker_tx, layout, trace: Trace, plan: Plan, params,
                  model_state_decay: float, snapshot_dtype: Any = None):
         super().__init__(worker_tx, layout, params)
-        self.tx = tx
         self._trace = trace
         self._plan = plan
-        self._decay = model_state_decay
         self._snapshot_dtype = snapshot_dtype
-        self._all_update = bool(trace.updates[trace.applied].all())
         self._all_applied = bool(trace.applied.all())
         self._all_written = bool((plan.write_slot >= 0).all())
-        self._fixed = fixed_state(self.tx, params) if self._all_update else None
+        self._update = ServerUpdate(tx, params, model_state_decay,
+                                    bool(trace.updates[trace.applied].all()))
 
     def init(self, params: Any, worker_state: Any, model_state: Any) -> ServerState:
         """Returns the state before the first event, from trees in the layout's form."""
+        held = self._update.init(params, model_state)
         return ServerState(
-            params=params,
             snapshots=ring.repeat(keep_as(self._snapshot_dtype, params), self._plan.num_slots),
-            opt_state=jax.tree.map(_strong, self.tx.init(params)),
             worker_state=ring.repeat(worker_state, self._trace.num_workers),
-            model_state=model_state,
+            **held._asdict(),
         )
 
     def describe(self, events: np.ndarray) -> Event:
         """Returns what the program needs to know of events, in NumPy arrays like ``events``."""
         trace, plan = self._trace, self._plan
         return Event(
-            number=events.astype(np.uint32),
+            number=trace.batch[events].astype(np.uint32),
             worker=trace.worker[events],
             staleness=(trace.version - trace.read_version)[events].astype(np.int32),
             delay=(trace.finish_time - trace.start_time)[events].astype(np.float32),
@@ -123,38 +118,19 @@ class ParameterServer(Workers):
     def _apply(self, state, arrived, event):
         (gradient, worker_state), statistics = arrived
         worker_state = ring.write(state.worker_state, event.worker, worker_state)
-        update = np.bool_(True) if self._all_update else event.update
-        known = self._where_fixed(jnp.full_like, state.opt_state, state.opt_state)
-        updates, opt_state = self.tx.update(
-            gradient, known, state.params, staleness=event.staleness,
-            stale_params=self._used(ring.read(state.snapshots, event.read_slot)),
-            worker=event.worker,
-            delay=event.delay, update=update)
-        params = optax.apply_updates(state.params, updates)
-        if not self._all_update:
-            params = jax.tree.map(lambda new, old: jnp.where(update, new, old),
-                                  params, state.params)
-        opt_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype),
-                                 opt_state, state.opt_state)
-        opt_state = self._where_fixed(lambda old, _: old, state.opt_state, opt_state)
+        held = self._update(
+            Held(state.params, state.opt_state, state.model_state), gradient, statistics,
+            self._used(ring.read(state.snapshots, event.read_slot)), event)
 
         def write(_, snapshots):
-            return ring.write(snapshots, event.write_slot, keep_as(self._snapshot_dtype, params))
+            return ring.write(snapshots, event.write_slot, keep_as(self._snapshot_dtype, held.params))
 
         if self._all_written:
             snapshots = write(0, state.snapshots)
         else:
             snapshots = lax.fori_loop(
                 0, (event.write_slot >= 0).astype(int), write, state.snapshots)
-        model_state = jax.tree.map(lambda s, b: self._decay * s + (1 - self._decay) * b,
-                                   state.model_state, statistics)
-        return ServerState(params, snapshots, opt_state, worker_state, model_state)
-
-    def _where_fixed(self, fn, fixed_leaves, other_leaves):
-        if self._fixed is None:
-            return other_leaves
-        return jax.tree.map(lambda fixed, a, b: b if fixed is None else fn(a, fixed),
-                            self._fixed, fixed_leaves, other_leaves, is_leaf=lambda x: x is None)
+        return ServerState(snapshots=snapshots, worker_state=worker_state, **held._asdict())
 
 
 def keep_as(dtype: Any, params: Any) -> Any:
@@ -165,8 +141,3 @@ def keep_as(dtype: Any, params: Any) -> Any:
         return x.astype(dtype) if wide else x
 
     return jax.tree.map(leaf, params)
-
-
-def _strong(leaf: Optional[jax.Array]):
-    """Drops a weak type, which would change what a loop carries."""
-    return lax.convert_element_type(leaf, leaf.dtype)

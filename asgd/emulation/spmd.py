@@ -50,8 +50,8 @@ class Spmd:
                 f"num_devices={num_devices}, but JAX has {len(devices)} ({kind}){hint}")
         self.num_devices = num_devices
         self.backend = backend
-        self._devices = devices[:num_devices]
-        self._mesh = Mesh(np.asarray(self._devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self.devices = devices[:num_devices]
+        self._mesh = Mesh(np.asarray(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
 
     def compile(self, fn: Callable[..., Any], in_specs: Any, out_specs: Any,
                 donate: tuple[int, ...] = ()) -> Callable[..., Any]:
@@ -103,7 +103,7 @@ class Spmd:
         @functools.cache
         def compiled(treedef, axes):
             return jax.pmap(lambda leaves, _: fn(*jax.tree.unflatten(treedef, leaves)), AXIS,
-                            in_axes=(list(axes), 0), devices=self._devices)
+                            in_axes=(list(axes), 0), devices=self.devices)
 
         unfold_all = jax.jit(lambda args: jax.tree.map(
             unfold, args, jax.tree.broadcast(in_specs, args)))

@@ -14,6 +14,7 @@ from asgd.training.validation import (
     AVERAGING_ALGORITHMS,
     GOSSIP_ALGORITHMS,
     ConfigError,
+    check_model,
     check_trace,
 )
 from asgd.workloads import datasets, models, sampling, task as task_lib, text
@@ -40,7 +41,12 @@ def build(config: Any) -> Any:
         from asgd.training import build_averaging
 
         return build_averaging.build(config, task, sampler, worker_tx)
+    if config.mode == "record":
+        from asgd.training import build_recording
+
+        return build_recording.build(config, task, sampler, worker_tx)
     trace = make_trace(config, sampler.num_examples)
+    check_model(config, trace, task)
     return ServerRun(task, sampler, trace, make_tx(config, trace, sampler.num_examples), worker_tx,
                      config.batch_size)
 

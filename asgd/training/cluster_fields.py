@@ -6,6 +6,7 @@ from asgd.cluster import protocols
 from asgd.training.fields import ConfigError
 
 _STALE = ("asynchronous", "softsync", "k_async", "k_batch_async", "ssp", "staleness_threshold")
+NEVER_WAITING = ("asynchronous", "softsync", "k_batch_async")
 ALGORITHMS = {
     # algorithm: the protocols that make sense with it, the first by default.
     "sgd": ("asynchronous",),

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from asgd.training.build import build
 from asgd.training.checkpoints import Checkpoints
+from asgd.training.cuts import Cuts
 from asgd.training.metrics import MetricsWriter
 from asgd.training.validation import ConfigError, check_unchanged, validate
 
@@ -36,26 +37,6 @@ def use_compilation_cache() -> None:
         home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "asgd" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-class Cuts:
-    """The events at which a run stops for a moment, and why."""
-
-    def __init__(self, config: Any, run: Any):
-        total, passes = run.num_events, run.passes
-        if passes[-1] / config.evaluate_every_epochs > total:
-            raise ConfigError("evaluate_every_epochs must be at least one gradient, "
-                              f"{passes[-1] / total:g}, got {config.evaluate_every_epochs}")
-
-        def whole(events):
-            return set((-(-np.asarray(events, int) // run.unit) * run.unit).tolist())
-
-        marks = np.arange(1, int(passes[-1] / config.evaluate_every_epochs) + 1)
-        events = np.searchsorted(passes, marks * config.evaluate_every_epochs) + 1
-        self.evaluations = whole(np.minimum(events, total)) | {total}
-        self.checkpoints = whole(range(0, total, config.checkpoint.every_gradients)) | {total}
-        every = whole(range(0, total, config.log_every))
-        self.all = sorted((every | self.evaluations | self.checkpoints) - {0})
 
 
 def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
@@ -129,10 +110,12 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             if checkpoints and stop in cuts.checkpoints:
                 progress = {"metrics_bytes": writer.position, "seconds": seconds,
                             "evaluation": evaluation}
+                run.save_record(workdir / run.record, stop)
                 checkpoints.save(stop, emulator.save(state), progress)
             start = stop
     finally:
         bar.close()
+        run.close(emulator)
         writer.close()
         if checkpoints:
             checkpoints.close()
@@ -140,8 +123,8 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     return {
         **{name: value for name, value in evaluation.items() if not isinstance(value, list)},
         "gradients": run.num_events,
-        **run.totals,
-        "gradients_per_second": round(run.num_events / seconds, 1),
+        **{"updates": None, "virtual_time": None,
+           "gradients_per_second": round(run.num_events / seconds, 1), **run.totals},
         "workdir": str(workdir),
         "params_digest": params_digest(emulator.params(state)),
     }

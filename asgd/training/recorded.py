@@ -1,6 +1,6 @@
 """What all runs have: a record of what happens, saved beside them."""
 
-from typing import Any
+from typing import Any, Optional
 
 from asgd.training.validation import ConfigError
 
@@ -25,6 +25,10 @@ class Recorded:
             raise ConfigError(f"workdir holds a run of another {self.recorded} than trace_path has "
                               "now: choose a new workdir")
 
-    def save_record(self, path: Any) -> None:
-        """Writes the record."""
-        getattr(self, self.recorded).save(path)
+    def save_record(self, path: Any, stop: Optional[int] = None) -> None:
+        """Writes the record, before the run; or what a checkpoint after ``stop`` events needs of it."""
+        if stop is None:
+            getattr(self, self.recorded).save(path)
+
+    def close(self, emulator: Any) -> None:
+        """Ends what executes the run."""

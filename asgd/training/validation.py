@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+import jax
 import numpy as np
 
 from asgd.cluster import timing
@@ -19,6 +20,8 @@ AVERAGING_ALGORITHMS = ("delayed_averaging", "local_sgd", "elastic_averaging", "
 
 def validate(config: Any) -> None:
     """Raises ConfigError for the first field that is wrong or does not fit another."""
+    check_one_of(config, "mode", ("emulate", "record"))
+    check_one_of(config, "recorder", ("threads", "ray"))
     check_one_of(config, "algorithm", (*ALGORITHMS, *GOSSIP_ALGORITHMS, *AVERAGING_ALGORITHMS))
     check_one_of(config, "dataset.name", (*datasets.NAMES, *text.NAMES))
     check_one_of(config, "model.name", models.NAMES)
@@ -40,7 +43,8 @@ def validate(config: Any) -> None:
         check_number(config, name, least=1)
     for name in ("seed", "cluster.softsync_n", "emulation.waves_per_call"):
         check_number(config, name, least=0)
-    for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_epochs",
+    for name in ("recording.sleep", "recording.cpus_per_worker", "recording.gpus_per_worker",
+                 "learning_rate", "weight_decay", "clip_norm", "warmup_epochs",
                  "cluster.pull_time", "cluster.push_time", "compensation.eps"):
         check_number(config, name, least=0)
     for name in ("momentum", "compensation.decay", "model_state_decay"):
@@ -75,6 +79,8 @@ def validate(config: Any) -> None:
         cluster_fields.check(config)
     _rule(config)
     _devices(config)
+    if config.mode == "record":
+        _recording(config)
 
 
 def _lengths(config):
@@ -154,6 +160,28 @@ def _needs_gradients_at_server(config):
                               "not fit: it is for algorithms whose gradients go to a server")
 
 
+def _recording(config):
+    """Refuses what cannot happen really."""
+    def refuse(name, why):
+        raise ConfigError(f"mode='record' and {name}={get_field(config, name)!r} do not fit: {why}")
+
+    if config.algorithm not in ALGORITHMS:
+        refuse("algorithm", "recordings have a server")
+    if config.trace_path:
+        refuse("trace_path", "a recording makes a trace")
+    protocol = cluster_fields.protocol_of(config)
+    if protocol not in cluster_fields.NEVER_WAITING:
+        raise ConfigError(f"mode='record' and cluster.protocol={protocol!r} do not fit: it must be "
+                          f"{' or '.join(cluster_fields.NEVER_WAITING)}, so algorithm one of those with "
+                          "staleness")
+    for name, allowed in (("cluster.pull", "after"), ("emulation.snapshot_dtype", ""),
+                          ("emulation.events_per_device", 1)):
+        if get_field(config, name) != allowed:
+            refuse(name, f"it must be {allowed!r}")
+    if config.emulation.backend == "debug":
+        refuse("emulation.backend", "it steps through emulations")
+
+
 def _rule(config):
     try:
         rule_from_text(config.staleness_rule)
@@ -171,9 +199,29 @@ def check_trace(config: Any, trace: Any) -> None:
             f"algorithm={config.algorithm!r} and trace_path={config.trace_path!r} do not fit: "
             f"the gradient at row {stale[0]} has staleness {trace.staleness[stale[0]]}, "
             "and a synchronous algorithm has none")
+    if "recording" in trace.metadata and trace.num_workers != config.cluster.num_workers:
+        raise ConfigError(f"trace_path={config.trace_path!r} was recorded with {trace.num_workers} "
+                          f"workers, but cluster.num_workers={config.cluster.num_workers}")
     if config.num_gradients is not None and config.num_gradients > len(trace):
         raise ConfigError(f"num_gradients={config.num_gradients}, but the trace at trace_path="
                           f"{config.trace_path!r} has {len(trace)}")
+
+
+def check_model(config: Any, trace: Any, task: Any) -> None:
+    """Raises ConfigError when a trace was recorded with another model."""
+    theirs = trace.metadata.get("model")
+    if theirs is None:
+        return
+    from asgd.recording.recorder import signature
+
+    mine = signature(jax.eval_shape(lambda: task.init(config.seed)[0]))
+    other = sorted(theirs.items() ^ mine.items())
+    if other:
+        name = other[0][0]
+        raise ConfigError(
+            f"trace_path={config.trace_path!r} was recorded with another model than model.name="
+            f"{config.model.name!r} with {config.dataset.name}: parameter {name} was "
+            f"{theirs.get(name, 'not there')}, and is {mine.get(name, 'not there')}")
 
 
 def check_unchanged(config: Any, path: Any) -> None:

@@ -1,0 +1,149 @@
+"""Workers that are Ray actors, on one machine or many."""
+
+import logging
+import os
+import pathlib
+import socket
+import threading
+import time
+import warnings
+from typing import Any, Callable
+
+import jax
+import numpy as np
+
+from asgd.recording.gradients import Gradients, Sent
+from asgd.recording.server import Server
+
+log = logging.getLogger("asgd")
+_SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl",
+             "jax_threefry_partitionable", "jax_numpy_dtype_promotion")
+
+
+class RayWorkers:
+    """One Ray actor for each worker.
+
+    The server stays in this process. Parameters go to actors, and gradients come back, as NumPy
+    arrays in Ray's object store, as do, once, the loss and the data. An actor that dies is
+    started again by Ray; the gradient that it was computing is lost, and its batch is given away
+    again.
+
+    Args:
+      problem: arguments of `Gradients`.
+      num_workers: number of actors.
+      sleep: function from a worker to the seconds that it sleeps before its next push.
+      address: of a Ray cluster; "" starts Ray on this machine, if it is not running.
+      cpus_per_worker: CPUs that Ray reserves for an actor.
+      gpus_per_worker: likewise; without one an actor computes on the CPU.
+
+    Raises:
+      ImportError: when Ray is not installed.
+    """
+
+    def __init__(self, problem: tuple[Any, ...], num_workers: int, sleep: Callable[[int], float],
+                 address: str = "", cpus_per_worker: float = 1.0, gpus_per_worker: float = 0.0):
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError("recorder='ray' needs the package ray: pip install 'asgd[ray]'") from error
+        self._ray, self._sleep, self._num_workers = ray, sleep, num_workers
+        self._address = address
+        self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
+        self._problem = problem
+        self._actors: list[Any] = []
+        self._started_ray = False
+        self._thread = self._stored = None
+
+    def describe(self) -> dict[str, Any]:
+        """Returns a JSON-able dict for a trace's metadata."""
+        return {"recorder": "ray", "ray": self._ray.__version__, **self._resources}
+
+    def compile(self, params: Any, worker_states: Any) -> Sent:
+        """Starts the actors and lets them compile; returns zeros."""
+        ray = self._ray
+        if not ray.is_initialized():
+            options = {"address": self._address} if self._address else {
+                # Threads of one machine may be more than its cores.
+                "num_cpus": max(os.cpu_count() or 1, int(np.ceil(
+                    self._num_workers * self._resources["num_cpus"])))}
+            code = str(pathlib.Path(__file__).resolve().parents[1])
+            with warnings.catch_warnings():
+                # JAX warns of forks, but this one is followed by an exec.
+                warnings.filterwarnings("ignore", message="os.fork")
+                ray.init(**options, include_dashboard=False, log_to_driver=False,
+                         logging_level=logging.ERROR,
+                         runtime_env={"py_modules": [code]} if self._address else None)
+            self._started_ray = True
+        settings = {name: getattr(jax.config, name) for name in _SETTINGS}
+        # Kept, as actors that are started again need it again.
+        self._stored = ray.put((settings, self._problem))
+        actor = ray.remote(max_restarts=-1, max_task_retries=0, **self._resources)(_Actor)
+        self._actors = [actor.remote([self._stored]) for _ in range(self._num_workers)]
+        params = ray.put(jax.device_get(params))
+        return ray.get([actor.gradient.remote(params, worker_states[0], 0, w, 0.0, 0)
+                        for w, actor in enumerate(self._actors)])[0]
+
+    def processes(self) -> list[tuple[str, int]]:
+        """Returns host and process id of every actor."""
+        return self._ray.get([actor.process.remote() for actor in self._actors])
+
+    def start(self, server: Server) -> None:
+        """Starts to give work to the actors, in a thread."""
+        self._thread = threading.Thread(target=self._serve, args=(server,), daemon=True, name="ray")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the actors, and Ray if it was started here."""
+        if self._thread is not None:
+            self._thread.join()
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._started_ray:
+            self._ray.shutdown()
+
+    def _serve(self, server):
+        ray, running = self._ray, {}
+        try:
+            wanted = [server.pull(worker) for worker in range(self._num_workers)]
+            while True:
+                running |= {self._ask(pulled): pulled for pulled in wanted if pulled is not None}
+                if not running:
+                    return
+                (done,), _ = ray.wait(list(running), num_returns=1)
+                pulled = running.pop(done)
+                try:
+                    wanted = [server.push(pulled, ray.get(done))]
+                except ray.exceptions.RayActorError:
+                    log.warning("Worker %d died, and its gradient of batch %d is lost; Ray starts it again",
+                                pulled.worker, pulled.batch)
+                    server.lost(pulled)
+                    busy = {other.worker for other in running.values()}
+                    wanted = [server.pull(w) for w in range(self._num_workers) if w not in busy]
+        except BaseException as error:
+            server.fail(error)
+
+    def _ask(self, pulled):
+        params, worker_state = jax.device_get((pulled.params, pulled.worker_state))
+        return self._actors[pulled.worker].gradient.remote(
+            self._ray.put(params), worker_state, pulled.batch, pulled.worker,
+            self._sleep(pulled.worker))
+
+
+class _Actor:
+    """The process of one worker."""
+
+    def __init__(self, stored):
+        import ray
+
+        settings, arguments = ray.get(stored[0])
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        self._gradients = Gradients(*arguments)
+
+    def gradient(self, params, worker_state, batch, worker, seconds, count=1) -> Sent:
+        sent = self._gradients(params, worker_state, batch, worker, count=count)
+        time.sleep(seconds)
+        return Sent(*jax.device_get(tuple(sent)))
+
+    def process(self) -> tuple[str, int]:
+        return socket.gethostname(), os.getpid()

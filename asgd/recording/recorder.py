@@ -1,0 +1,179 @@
+"""Really asynchronous SGD, piece by piece, as an emulator runs a trace."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from asgd.cluster import simulate as simulate_lib
+from asgd.cluster.trace import Trace
+from asgd.emulation import elementwise, feed, inputs, ring
+from asgd.emulation.keys import keys_as_data
+from asgd.emulation.rewrite import one_rounding
+from asgd.emulation.spmd import Spmd
+from asgd.emulation.update import ServerUpdate
+from asgd.recording.gradients import Gradients, spec
+from asgd.recording.log import Log
+from asgd.recording.server import Arrival, Server, State
+from asgd.recording.threads import ThreadWorkers
+
+RECORDERS = ("threads", "ray")
+
+
+class RecordingResult(NamedTuple):
+    """What :func:`asgd.record` returns.
+
+    Attributes:
+      params: the final server parameters, the tree that came in.
+      losses: [T], loss of each gradient at its own snapshot, in the order of arrival.
+      model_state: final running statistics, or None.
+      trace: what happened; :func:`asgd.emulate` replays it to the same bits.
+    """
+
+    params: Any
+    losses: np.ndarray
+    model_state: Any
+    trace: Trace
+
+
+class Recorder:
+    """A parameter server and its workers, with the interface of an emulator.
+
+    Workers go on while nobody calls :meth:`run`, which only waits for the gradients it is asked for.
+    Arguments are those of :func:`asgd.record`, but:
+
+    Args:
+      log: how many workers and gradients, and what happened.
+      stops: numbers of gradients after which :meth:`run` returns the state.
+    """
+
+    def __init__(self, loss_fn: Callable[..., Any], tx: optax.GradientTransformation, params: Any,
+                 batches: Any, log: Log, *, recorder: str = "threads", num_devices: int = 1,
+                 sleep: Any = None,
+                 worker_tx: Optional[optax.GradientTransformation] = None,
+                 layout: str = "sharded", seed: int = 0, model_state: Any = None,
+                 model_state_decay: float = 0.9, ray: Optional[dict[str, Any]] = None,
+                 stops: Collection[int] = ()):
+        inputs.check_arguments(tx, worker_tx, model_state_decay, num_devices=num_devices)
+        if recorder not in RECORDERS:
+            raise ValueError(f"recorder must be one of {', '.join(RECORDERS)}, got {recorder!r}")
+        devices = Spmd(num_devices).devices
+        self.log, self._device = log, devices[0]
+        self._whole = params = jax.tree.map(jnp.asarray, params)
+        self._model_state = jax.tree.map(jnp.asarray, model_state)
+        numbers = np.arange(len(log))
+        batches = feed.checked(batches, numbers)
+        loss = inputs.uniform_loss(loss_fn, model_state is not None)
+        inputs.check_loss(loss, params, self._model_state,
+                          feed.first_row(batches, numbers))
+        tx = keys_as_data(tx, params)
+        worker_tx = keys_as_data(worker_tx or optax.identity(), params)
+        if layout == "sharded":
+            elementwise.check_elementwise(tx, params)
+        if not log.updates.all():
+            elementwise.check_waits_for_update(tx, params)
+        place = ring.layout(layout, 1)
+        self._parts, _ = place.placed(lambda x: x, params)
+        self._update = ServerUpdate(tx, spec(params), model_state_decay, bool(log.updates.all()))
+        self._worker_states = (worker_tx.init(params),) * log.num_workers
+        self._apply = jax.jit(self._rounded_update)
+        self._stops, self._server = {*stops, len(log)}, None
+        problem = (loss, worker_tx, batches, layout, spec(params), seed)
+        seconds = _seconds(sleep, log.num_workers, seed)
+        if recorder == "ray":
+            from asgd.recording.ray_workers import RayWorkers
+
+            self._workers = RayWorkers(problem, log.num_workers, seconds, **(ray or {}))
+        else:
+            self._workers = ThreadWorkers(Gradients(*problem), log.num_workers, devices, seconds)
+        log.metadata |= {"model": signature(params), "recording": {
+            **self._workers.describe(), "jax": jax.__version__, "seed": seed,
+            "sleep": sleep and sleep.describe()}}
+
+    def _rounded_update(self, held, gradient, statistics, stale_params, arrival, zero):
+        return one_rounding(self._update, zero)(held, gradient, statistics, stale_params, arrival)
+
+    def init(self) -> State:
+        """Returns the server before the first gradient."""
+        return self._state(0, self._whole, self._model_state)
+
+    def _state(self, count, params, model_state):
+        parts = ring.to_parts(params, self._parts)
+        held = jax.jit(self._update.init)(*jax.device_put((parts, model_state), self._device))
+        return State(np.int64(count), held, self._worker_states)
+
+    def run(self, state: State, start: int = 0, stop: Optional[int] = None):
+        """Waits for the gradients ``start .. stop - 1``, and starts the workers if need be.
+
+        Returns:
+          The state after them, if ``stop`` is among the stops or the end, and their losses
+          [stop - start].
+
+        Raises:
+          NonFiniteLossError: naming the first event whose loss is not finite.
+          Exception: what a worker failed with.
+        """
+        stop = len(self.log) if stop is None else stop
+        if self._server is None:
+            self._start(state)
+        state = self._server.wait(stop)
+        losses = self.log.losses[start:stop].copy()
+        inputs.check_losses(losses, start, self.log)
+        return state, losses
+
+    def _start(self, state):
+        zero = np.float32(0)
+
+        def apply(held, sent, stale_params, arrival):
+            return self._apply(held, sent.gradient, sent.statistics, stale_params, arrival, zero)
+
+        # Before the clock runs.
+        nothing = jax.device_put(
+            self._workers.compile(state.held.params, state.worker_states), self._device)
+        arrival = Arrival(np.int32(0), np.int32(0), np.float32(0), np.bool_(True))
+        jax.block_until_ready(apply(state.held, nothing, state.held.params, arrival))
+        self._server = Server(apply, state, self.log, self._device, self._stops)
+        self._workers.start(self._server)
+
+    def params(self, state: State) -> Any:
+        """Returns the server's parameters as the tree that came in."""
+        return ring.to_whole(jax.device_get(state.held.params), self._whole)
+
+    def model_state(self, state: State) -> Any:
+        """Returns the server's running statistics as the tree that came in."""
+        return jax.device_get(state.held.model_state)
+
+    def save(self, state: State) -> list[np.ndarray]:
+        """Returns the server as NumPy arrays."""
+        return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state))]
+
+    def load(self, arrays: Sequence[np.ndarray]) -> State:
+        """Inverse of :meth:`save`; the log goes back to then too."""
+        state = jax.tree.unflatten(jax.tree.structure(self.init()), arrays)
+        count = int(state.count)
+        self.log.restore(count)
+        return jax.device_put(state._replace(count=None), self._device)._replace(
+            count=np.int64(count))
+
+    def close(self) -> None:
+        """Stops the workers; what they are computing is lost."""
+        if self._server is not None:
+            self._server.close()
+        self._workers.stop()
+
+
+def signature(params: Any) -> dict[str, str]:
+    """Returns what tells parameters of one model from another's: name, type and shape of leaves."""
+    return {jax.tree_util.keystr(path): f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+            for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _seconds(sleep, num_workers, seed):
+    """Returns a function from a worker to how long it sleeps next."""
+    if sleep is None:
+        return lambda worker: 0.0
+    cluster = simulate_lib.Cluster(sleep, num_workers, seed)
+    return lambda worker: float(cluster.durations(worker, 1)[0])
