@@ -39,6 +39,7 @@ class Cluster:
     def __init__(self, timing, num_workers: int, seed: int):
         self.timing = timing_lib.as_timing(timing)
         self.num_workers = integer("num_workers", num_workers, least=1)
+        self._distributions = self.timing.distributions(self.num_workers)
         self._slowdowns = self.timing.slowdowns(self.num_workers)
         seeds = np.random.SeedSequence(integer("seed", seed, least=0)).spawn(self.num_workers)
         self._compute = [_generator(seed) for seed in seeds]
@@ -55,7 +56,7 @@ class Cluster:
     def durations(self, worker: int, size: int) -> np.ndarray:
         """Draws the worker's next `size` cycles: pull + compute + push, float64 `[size]`."""
         timing = self.timing
-        total = timing.compute.sample(self._compute[worker], size)
+        total = self._distributions[worker].sample(self._compute[worker], size)
         if timing.slowdown is not None:
             total *= self._slowdowns[worker]
         if timing.pull.mean > 0:

@@ -52,7 +52,7 @@ class RayWorkers:
         self._problem = problem
         self._actors: list[Any] = []
         self._started_ray = False
-        self._thread = self._stored = None
+        self._thread = self._stored = self._start = None
 
     def describe(self) -> dict[str, Any]:
         """Returns a JSON-able dict for a trace's metadata."""
@@ -77,15 +77,15 @@ class RayWorkers:
         settings = {name: getattr(jax.config, name) for name in _SETTINGS}
         # Kept, as actors that are started again need it again.
         self._stored = ray.put((settings, self._problem))
+        self._start = ray.put(jax.device_get((params, worker_states[0])))
         actor = ray.remote(max_restarts=-1, max_task_retries=0, **self._resources)(_Actor)
-        self._actors = [actor.remote([self._stored]) for _ in range(self._num_workers)]
-        params = ray.put(jax.device_get(params))
-        return ray.get([actor.gradient.remote(params, worker_states[0], 0, w, 0.0, 0)
-                        for w, actor in enumerate(self._actors)])[0]
+        self._actors = [actor.remote() for _ in range(self._num_workers)]
+        return ray.get([self._ready(worker) for worker in range(self._num_workers)])[0]
 
     def processes(self) -> list[tuple[str, int]]:
         """Returns host and process id of every actor."""
-        return self._ray.get([actor.process.remote() for actor in self._actors])
+        return self._ray.get([actor.process.options(max_task_retries=-1).remote()
+                              for actor in self._actors])
 
     def start(self, server: Server) -> None:
         """Starts to give work to the actors, in a thread."""
@@ -102,46 +102,58 @@ class RayWorkers:
             self._ray.shutdown()
 
     def _serve(self, server):
-        ray, running = self._ray, {}
+        ray, running, starting = self._ray, {}, {}
+        errors = ray.exceptions
         try:
-            wanted = [server.pull(worker) for worker in range(self._num_workers)]
+            wanted = list(map(server.pull, range(self._num_workers)))
             while True:
                 running |= {self._ask(pulled): pulled for pulled in wanted if pulled is not None}
-                if not running:
+                if not running and not (starting and server.wants()):
                     return
-                (done,), _ = ray.wait(list(running), num_returns=1)
+                (done,), _ = ray.wait([*running, *starting], num_returns=1)
+                if done in starting:
+                    ray.get(done)
+                    wanted = [server.pull(starting.pop(done))]
+                    continue
                 pulled = running.pop(done)
                 try:
                     wanted = [server.push(pulled, ray.get(done))]
-                except ray.exceptions.RayActorError:
+                except (errors.RayActorError, errors.ObjectLostError):
                     log.warning("Worker %d died, and its gradient of batch %d is lost; Ray starts it again",
                                 pulled.worker, pulled.batch)
                     server.lost(pulled)
-                    busy = {other.worker for other in running.values()}
+                    starting[self._ready(pulled.worker)] = pulled.worker
+                    busy = {*starting.values(), *(other.worker for other in running.values())}
                     wanted = [server.pull(w) for w in range(self._num_workers) if w not in busy]
         except BaseException as error:
             server.fail(error)
 
+    def _ready(self, worker):
+        """Returns a reference to zeros, which are there when the actor lives and has compiled."""
+        method = self._actors[worker].gradient.options(max_task_retries=-1)
+        return method.remote([self._stored], [self._start], 0, worker, 0.0, 0)
+
     def _ask(self, pulled):
-        params, worker_state = jax.device_get((pulled.params, pulled.worker_state))
+        view = self._ray.put(jax.device_get((pulled.params, pulled.worker_state)))
         return self._actors[pulled.worker].gradient.remote(
-            self._ray.put(params), worker_state, pulled.batch, pulled.worker,
-            self._sleep(pulled.worker))
+            [self._stored], [view], pulled.batch, pulled.worker, self._sleep(pulled.worker))
 
 
 class _Actor:
-    """The process of one worker."""
+    """The process of one worker; references come in lists, so that Ray does not follow them."""
 
-    def __init__(self, stored):
+    def __init__(self):
+        self._gradients = None
+
+    def gradient(self, stored, view, batch, worker, seconds, count=1) -> Sent:
         import ray
 
-        settings, arguments = ray.get(stored[0])
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        self._gradients = Gradients(*arguments)
-
-    def gradient(self, params, worker_state, batch, worker, seconds, count=1) -> Sent:
-        sent = self._gradients(params, worker_state, batch, worker, count=count)
+        if self._gradients is None:
+            settings, arguments = ray.get(stored[0])
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            self._gradients = Gradients(*arguments)
+        sent = self._gradients(*ray.get(view[0]), batch, worker, count=count)
         time.sleep(seconds)
         return Sent(*jax.device_get(tuple(sent)))
 

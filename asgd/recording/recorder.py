@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asgd.cluster import simulate as simulate_lib
+from asgd.cluster.simulate import Cluster
 from asgd.cluster.trace import Trace
 from asgd.emulation import elementwise, feed, inputs, ring
 from asgd.emulation.keys import keys_as_data
@@ -50,6 +50,8 @@ class Recorder:
       stops: numbers of gradients after which :meth:`run` returns the state.
     """
 
+    server_type = Server
+
     def __init__(self, loss_fn: Callable[..., Any], tx: optax.GradientTransformation, params: Any,
                  batches: Any, log: Log, *, recorder: str = "threads", num_devices: int = 1,
                  sleep: Any = None,
@@ -80,7 +82,7 @@ class Recorder:
         self._update = ServerUpdate(tx, spec(params), model_state_decay, bool(log.updates.all()))
         self._worker_states = (worker_tx.init(params),) * log.num_workers
         self._apply = jax.jit(self._rounded_update)
-        self._stops, self._server = {*stops, len(log)}, None
+        self._stops, self._server, self._compiled = {*stops, len(log)}, None, False
         problem = (loss, worker_tx, batches, layout, spec(params), seed)
         seconds = _seconds(sleep, log.num_workers, seed)
         if recorder == "ray":
@@ -118,25 +120,30 @@ class Recorder:
         """
         stop = len(self.log) if stop is None else stop
         if self._server is None:
-            self._start(state)
+            self.compile(state)
+            self._server = self.server_type(
+                self._apply_sent, state, self.log, self._device, self._stops)
+            self._workers.start(self._server)
         state = self._server.wait(stop)
         losses = self.log.losses[start:stop].copy()
         inputs.check_losses(losses, start, self.log)
         return state, losses
 
-    def _start(self, state):
-        zero = np.float32(0)
+    def compile(self, state: State) -> None:
+        """Compiles, so that nobody does while the clock runs."""
+        if not self._compiled:
+            nothing = self._workers.compile(state.held.params, state.worker_states)
+            arrival = Arrival(np.int32(0), np.int32(0), np.float32(0), np.bool_(True))
+            jax.block_until_ready(self._apply_sent(
+                state.held, jax.device_put(nothing, self._device), state.held.params, arrival))
+            self._compiled = True
 
-        def apply(held, sent, stale_params, arrival):
-            return self._apply(held, sent.gradient, sent.statistics, stale_params, arrival, zero)
+    def _apply_sent(self, held, sent, stale_params, arrival, zero=np.float32(0)):
+        return self._apply(held, sent.gradient, sent.statistics, stale_params, arrival, zero)
 
-        # Before the clock runs.
-        nothing = jax.device_put(
-            self._workers.compile(state.held.params, state.worker_states), self._device)
-        arrival = Arrival(np.int32(0), np.int32(0), np.float32(0), np.bool_(True))
-        jax.block_until_ready(apply(state.held, nothing, state.held.params, arrival))
-        self._server = Server(apply, state, self.log, self._device, self._stops)
-        self._workers.start(self._server)
+    def processes(self) -> list[tuple[str, int]]:
+        """Returns host and process id of every worker; all are this one but with Ray."""
+        return self._workers.processes()
 
     def params(self, state: State) -> Any:
         """Returns the server's parameters as the tree that came in."""
@@ -175,5 +182,5 @@ def _seconds(sleep, num_workers, seed):
     """Returns a function from a worker to how long it sleeps next."""
     if sleep is None:
         return lambda worker: 0.0
-    cluster = simulate_lib.Cluster(sleep, num_workers, seed)
+    cluster = Cluster(sleep, num_workers, seed)
     return lambda worker: float(cluster.durations(worker, 1)[0])

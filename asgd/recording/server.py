@@ -105,6 +105,11 @@ class Server:
         with self._lock:
             self._batches.append(pulled.batch)
 
+    def wants(self) -> bool:
+        """Tells whether there are batches that nobody has pulled."""
+        with self._lock:
+            return bool(self._batches)
+
     def fail(self, error: BaseException) -> None:
         """Stops: a worker cannot go on."""
         with self._lock:

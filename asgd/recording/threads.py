@@ -1,5 +1,7 @@
 """Workers that are threads of this process, each bound to a device."""
 
+import os
+import socket
 import threading
 import time
 from typing import Any, Callable
@@ -36,6 +38,10 @@ class ThreadWorkers:
         """Compiles for every device, so that no worker has to wait for it; returns zeros."""
         return [self._gradients(params, worker_states[0], 0, 0, device, count=0)
                 for device in dict.fromkeys(self._devices)][0]
+
+    def processes(self) -> list[tuple[str, int]]:
+        """Returns host and process id of every worker."""
+        return [(socket.gethostname(), os.getpid())] * len(self._devices)
 
     def start(self, server: Server) -> None:
         """Starts the threads."""

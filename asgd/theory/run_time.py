@@ -6,7 +6,7 @@ the harmonic numbers :math:`H_n` and exponential times of rate :math:`\mu`:
 
 * K-sync: :math:`E[T_{K:P}]`, the K-th smallest of P; :math:`(H_P - H_{P-K}) / \mu`; hardsync has K = P;
 * K-async: :math:`(H_P - H_{P-K}) / \mu` (exponential times only, which forget how long they ran);
-* K-batch-sync: :math:`K / (P \mu)` (exponential times only);
+* K-batch-sync: :math:`K / \sum_w \mu_w` (exponential times only, of any means);
 * K-batch-async, softsync, asynchronous: :math:`c\, / \sum_w 1 / E[T_w]` for any times (renewal theorem).
 """
 
@@ -102,15 +102,15 @@ def predict(protocol: Any, timing: Any, num_workers: int, *, num_gradients: int 
 def _period(protocol, clock, num_workers, size):
     if staleness.never_waiting(protocol):
         return size / np.sum(1 / clock.cycle_means(num_workers)), "renewal theorem"
+    if isinstance(protocol, protocols.KBatchSync) and times.memoryless(clock, num_workers):
+        return size / np.sum(1 / clock.cycle_means(num_workers)), "memoryless times"
     cycle = times.cycle(clock, num_workers)
     if cycle is not None and isinstance(protocol, (protocols.Hardsync, protocols.KSync)):
         return times.expected_order_statistic(cycle, size, num_workers), "order statistic"
-    if cycle is not None and cycle.name == "exponential":
-        if isinstance(protocol, protocols.KBatchSync):
-            return size * cycle.mean / num_workers, "memoryless times"
-        if isinstance(protocol, protocols.KAsync):
-            left = np.arange(num_workers - size + 1, num_workers + 1)
-            return cycle.mean * np.sum(1 / left), "memoryless times"
+    if (cycle is not None and cycle.name == "exponential"
+            and isinstance(protocol, protocols.KAsync)):
+        left = np.arange(num_workers - size + 1, num_workers + 1)
+        return cycle.mean * np.sum(1 / left), "memoryless times"
     return None, "simulation"
 
 

@@ -1,18 +1,19 @@
 r"""The law of the staleness, for any distribution of times.
 
-Workers that never wait are independent of each other. While a worker computes for a time T, the
-others' gradients arrive at the rate :math:`\nu = \sum 1 / E[T_v]` and, aggregated over many workers, nearly
-like a Poisson process (Palm and Khinchine), so their number is :math:`N \sim \mathrm{Poisson}(\nu T)`, mixed over
-the law of T. With exponential times this is exact,
+Workers that never wait are independent of each other. While worker w computes for a time T, the
+others' gradients arrive at the rate :math:`\nu = \sum_{v \ne w} 1 / E[T_v]` and, aggregated over
+many workers, nearly like a Poisson process (Palm and Khinchine), so their number is
+:math:`N \sim \mathrm{Poisson}(\nu T)`, mixed over the law of T and over the workers, each with its
+part :math:`p_w \propto 1 / E[T_w]` of the gradients. With exponential times this is exact,
 
 .. math::
-  P(N = n) = \frac{1}{M} \left(1 - \frac{1}{M}\right)^n,
+  P(N = n) = \sum_w p_w^2 (1 - p_w)^n,
 
-and its mean is :math:`M - 1` for any times, as it must be; but for windows as long as E[T] it is too wide
-where times vary less than exponential ones (constant times have N = M - 1), and too narrow where
-they vary more. With c gradients per update the staleness is the number of updates among those N
-arrivals. The approximation is named in the abstract of Yu, Chen and Poor (arXiv 2406.11159); the
-formulas are derived here.
+and its mean is :math:`M - 1` for any times, as it must be; but for windows as long as E[T] it is
+too wide where times vary less than exponential ones (equal constant times have N = M - 1), and too
+narrow where they vary more. With c gradients per update the staleness is the number of updates
+among those N arrivals. The approximation is named in the abstract of Yu, Chen and Poor (arXiv
+2406.11159); the formulas are derived here.
 """
 
 import math
@@ -27,6 +28,7 @@ from asgd.cluster.timing import Timing, as_timing
 from asgd.theory import times
 
 _TAIL = 1e-15  # What lies beyond is put on the largest staleness of a law.
+_MOST = 10**8  # Terms of a law, which takes a second.
 
 
 def mean_staleness(protocol: Any, num_workers: int) -> float | None:
@@ -66,8 +68,8 @@ def staleness_law(protocol: Any, timing: Any, num_workers: int, *, method: str =
       num_workers: M.
 
     Other args:
-      method: "exact", for synchronous protocols and for workers that never wait with equal
-        exponential or constant times; "poisson", for workers that never wait; "simulation"; or
+      method: "exact", for synchronous protocols and for workers that never wait with exponential
+        times, or equal constant ones; "poisson", for workers that never wait; "simulation"; or
         "auto", the first of exact and simulation that can be had.
       num_gradients: of the simulation, whose first tenth is left out.
       seed: of the simulation.
@@ -130,36 +132,41 @@ def exact_law(protocol: Any, clock: Timing, num_workers: int, size: int) -> np.n
     """Returns the law where it is known without approximation, else None."""
     if mean_staleness(protocol, num_workers) == 0.0:
         return np.ones(1)
-    cycle = times.cycle(clock, num_workers)
-    if not never_waiting(protocol) or cycle is None:
+    if not never_waiting(protocol):
         return None
-    if cycle.name == "exponential":
-        return _updates_among(_geometric(num_workers), protocol, size)
-    if cycle.name == "constant":
+    if times.memoryless(clock, num_workers):
+        others = _geometric(1 / clock.cycle_means(num_workers))
+        return None if others is None else _updates_among(others, protocol, size)
+    cycle = times.cycle(clock, num_workers)
+    if cycle is not None and cycle.name == "constant":
         others = np.zeros(num_workers)
         others[-1] = 1.0
         return _updates_among(others, protocol, size)
     return None
 
 
-def _geometric(num_workers):
-    if num_workers == 1:
+def _geometric(rates: np.ndarray) -> np.ndarray | None:
+    """Law of the others' arrivals between two of a worker, for memoryless times."""
+    if len(rates) == 1:
         return np.ones(1)
-    length = math.ceil(math.log(_TAIL) / math.log1p(-1 / num_workers))
-    return _close(stats.geom.pmf(np.arange(1, length + 1), 1 / num_workers))
+    shares, counts = np.unique(rates / rates.sum(), return_counts=True)
+    lengths = np.ceil(math.log(_TAIL) / np.log1p(-shares))
+    if lengths.sum() > _MOST:
+        return None
+    law = np.zeros(int(lengths.max()))
+    for share, count, length in zip(shares, counts, lengths.astype(int)):
+        law[:length] += count * share**2 * np.exp(np.arange(length) * math.log1p(-share))
+    return _close(law)
 
 
 def _poisson(clock: Timing, num_workers: int) -> np.ndarray:
     """Law of the others' arrivals in a cycle, averaged over the workers' gradients."""
-    rates = 1 / clock.cycle_means(num_workers)
-    factors = clock.slowdowns(num_workers)
+    total = np.sum(1 / clock.cycle_means(num_workers))
     parts = []
-    for factor in np.unique(factors):
-        alike = factors == factor
-        one = Timing(clock.compute, clock.pull, clock.push, slowdown=[factor])
-        others = rates.sum() - rates[alike][0]
-        nodes, weights = _cycle_quadrature(one)
-        parts.append((rates[alike].sum() / rates.sum(), others * nodes, weights))
+    for kind, count in times.kinds(clock, num_workers).items():
+        rate = 1 / kind.cycle_means(1)[0]
+        nodes, weights = _cycle_quadrature(kind)
+        parts.append((count * rate / total, (total - rate) * nodes, weights))
     # Few need the far end of heavy tails, where a matrix of all would not fit.
     mass = np.concatenate([share * weights for share, _, weights in parts])
     means = np.concatenate([mean for _, mean, _ in parts])
@@ -179,7 +186,7 @@ def _cycle_quadrature(clock: Timing):
     if whole is not None:
         return times.quadrature(whole)
     if clock.pull.name == clock.push.name == "constant":
-        nodes, weights = times.quadrature(clock.compute)
+        nodes, weights = times.quadrature(clock.distributions(1)[0])
         return clock.slowdowns(1)[0] * nodes + clock.pull.mean + clock.push.mean, weights
     from asgd.cluster.simulate import Cluster
 

@@ -1,5 +1,6 @@
 """Quantiles and expectations of the times of `asgd.cluster.timing`."""
 
+import collections
 import functools
 import math
 from typing import Any
@@ -72,16 +73,35 @@ def _probabilities(octaves=_OCTAVES):
     return np.concatenate([half, 1 - half]), np.concatenate([mass, mass])
 
 
+def kinds(clock: Timing, num_workers: int) -> dict[Timing, int]:
+    """Returns the unlike workers of a cluster, each as the clock of one worker, and how many of each.
+
+    Example:
+      >>> found = kinds(Timing([timing.constant(1.0), timing.exponential(1.0)]), 5)
+      >>> [(kind.compute.name, count) for kind, count in found.items()]
+      [('constant', 3), ('exponential', 2)]
+    """
+    workers = zip(clock.distributions(num_workers), clock.slowdowns(num_workers).tolist())
+    return {Timing(compute, clock.pull, clock.push, slowdown=[factor]): count
+            for (compute, factor), count in collections.Counter(workers).items()}
+
+
 def cycle(clock: Timing, num_workers: int) -> Distribution | None:
     """Returns the distribution of a cycle where all workers have the same, or None.
 
-    None stands for unequal workers, and for transit times that are random.
+    None stands for unlike workers, and for transit times that are random.
     """
-    factors = clock.slowdowns(num_workers)
+    alike = list(kinds(clock, num_workers))
     transit = [clock.pull, clock.push]
-    if np.ptp(factors) or any(part.name != "constant" for part in transit):
+    if len(alike) > 1 or any(part.name != "constant" for part in transit):
         return None
-    return _affine(clock.compute, float(factors[0]), sum(part.mean for part in transit))
+    return _affine(alike[0].compute, alike[0].slowdown[0], sum(part.mean for part in transit))
+
+
+def memoryless(clock: Timing, num_workers: int) -> bool:
+    """Returns whether every worker's cycle is an exponential time, of whatever mean."""
+    cycles = [cycle(kind, 1) for kind in kinds(clock, num_workers)]
+    return all(whole is not None and whole.name == "exponential" for whole in cycles)
 
 
 def expected_order_statistic(distribution: Distribution, k: int, num_workers: int) -> float:

@@ -105,8 +105,7 @@ def _check(config):
 def _clock(config):
     """Returns a function from the number of workers to their timing."""
     if config.trace_path:
-        # Pull, computing and push together, of all workers alike.
-        measured = timing_lib.Timing(timing_lib.empirical(read_trace(config.trace_path).delay))
+        measured = timing_lib.fit(read_trace(config.trace_path), distributions=("empirical",))
         return lambda workers: measured
 
     def clock(workers):

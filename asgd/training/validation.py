@@ -1,5 +1,6 @@
 """Refuses a config before anything expensive starts, naming the field and what it may be."""
 
+import importlib.util
 import json
 import math
 from typing import Any
@@ -180,6 +181,8 @@ def _recording(config):
             refuse(name, f"it must be {allowed!r}")
     if config.emulation.backend == "debug":
         refuse("emulation.backend", "it steps through emulations")
+    if config.recorder == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError("recorder='ray' needs the package ray: pip install 'asgd[ray]'")
 
 
 def _rule(config):

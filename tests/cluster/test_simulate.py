@@ -24,6 +24,11 @@ TIMINGS = {
         slowdown=UNEQUAL,
     ),
     "constant transit": Timing(timing.exponential(1.0), pull=0.1, push=0.3, slowdown=UNEQUAL),
+    "unlike": Timing(
+        [timing.gamma(1.0, cv=0.5), timing.pareto(2.0, shape=1.5), timing.constant(0.3)],
+        push=timing.exponential(0.1),
+        slowdown=UNEQUAL,
+    ),
     "ties": Timing(timing.constant(1.0), slowdown=(1, 2, 3, 1, 2, 3, 6)),
     "bursts": timing.empirical([0.0] * 199 + [1.0]),
     "zeros": timing.empirical([0.0, 0.0, 0.0, 1.0, 2.0]),
@@ -114,6 +119,15 @@ def test_streams_are_those_of_seed_sequence():
     child = np.random.SeedSequence(11).spawn(2)[1]
     pull = 2 * np.random.Generator(np.random.PCG64(child.spawn(1)[0])).standard_exponential(5)
     np.testing.assert_array_equal(Cluster(both, 2, 11).durations(1, 5), (pull + compute) + push)
+
+
+def test_unlike_workers_draw_as_they_would_among_their_like():
+    laws = [timing.exponential(1.0), timing.lognormal(2.0, cv=0.5), timing.gamma(1.0, cv=2.0)]
+    unlike = Cluster(Timing(laws, pull=0.1, slowdown=range(1, 8)), 7, seed=4)
+    for worker in range(7):
+        times = Timing(laws[worker % 3], pull=0.1, slowdown=range(1, 8))
+        like = Cluster(times, 7, seed=4).durations(worker, 20)
+        np.testing.assert_array_equal(unlike.durations(worker, 20), like)
 
 
 def test_streams_of_workers_and_of_transit_differ():

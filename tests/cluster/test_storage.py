@@ -18,8 +18,9 @@ GOOD = {
     "finish_time": [1.0, 2.0, 3.0, 3.0],
     "num_workers": 4,
     "metadata": {"host": "test"},
+    "batch": [0, 2, 1, 9],
 }
-ARRAYS = list(GOOD)[:7]
+ARRAYS = [*list(GOOD)[:7], "batch"]
 
 
 @pytest.mark.parametrize("name", ["trace.npz", "trace", "trace.bin"])
@@ -96,6 +97,13 @@ def test_load_checks_the_invariants_and_never_unpickles(tmp_path):
         Trace.load(path)
 
 
+def test_a_trace_without_batches_is_read(tmp_path):
+    extra = {"num_workers": 4, "metadata": "{}"}
+    np.savez(tmp_path / "old.npz", **{name: GOOD[name] for name in ARRAYS if name != "batch"}, **extra)
+    trace = Trace.load(tmp_path / "old.npz")
+    assert trace.batch.tolist() == [0, 1, 2, 3] and trace.worker.tolist() == GOOD["worker"]
+
+
 def test_from_csv(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("worker,read_version\n0,0\n1,0\n0,1\n")
@@ -121,6 +129,7 @@ def test_from_csv(tmp_path):
         ("worker,read_version\n0,0\n1\n", "row 1 has 1 cells, not 2"),
         ("worker,read_version\n0,0\n1,0\nx,0\n", "worker at row 2 is 'x'; it must be an integer"),
         ("worker,read_version\n0,0\n1,0.5\n", "read_version at row 1 is '0.5'; .* an integer"),
+        ("worker,read_version,batch\n0,0,-1\n", "batch at row 0 is -1; it must be >= 0"),
         ("worker,read_version,applied\n0,0,yes\n", "applied at row 0 is 'yes'; it must be 0, 1,"),
         ("worker,read_version,start_time\n0,0,\n", "start_time at row 0 is ''; .* a time in sec"),
         ("worker,read_version\n0,0\n1,5\n", "read_version at row 1 is 5; it must be at most"),

@@ -110,6 +110,24 @@ def test_timing_takes_numbers_and_bare_distributions():
     assert described["slowdown"] == [1.0, 2.0]
 
 
+def test_workers_may_have_unlike_distributions():
+    laws = [timing.constant(1.0), timing.gamma(3.0, cv=0.5)]
+    spelled = timing.Timing(laws, pull=0.5, slowdown=[1.0, 2.0, 3.0, 4.0, 5.0])
+    assert spelled.distributions(5) == (*laws, *laws, laws[0])
+    assert spelled.distributions(1) == (laws[0],)
+    np.testing.assert_array_equal(spelled.cycle_means(5), [1.5, 6.5, 3.5, 12.5, 5.5])
+    laws.pop()
+    assert len(spelled.compute) == 2 and len({spelled, timing.Timing(laws)}) == 2
+    described = json.loads(json.dumps(spelled.describe()))
+    assert described["compute"] == [
+        {"distribution": "constant", "mean": 1.0},
+        {"distribution": "gamma", "mean": 3.0, "cv": 0.5},
+    ]
+    alike = timing.Timing(timing.constant(1.0))
+    assert alike.distributions(2) == (timing.constant(1.0),) * 2
+    assert alike.describe()["compute"] == {"distribution": "constant", "mean": 1.0}
+
+
 @pytest.mark.parametrize(
     "build, message",
     [
@@ -136,7 +154,19 @@ def test_timing_takes_numbers_and_bare_distributions():
         (lambda: timing.from_name("shifted_exponential", 1, 1.5), r"cv .* in \(0, 1\], not 1.5"),
         (lambda: timing.from_name("pareto", 1.0, 0.0), "cv must be a finite number > 0"),
         (lambda: timing.Timing(timing.constant(0.0)), "compute must have a mean > 0"),
-        (lambda: timing.Timing(1.0), "compute must be a Distribution, not 1.0"),
+        (
+            lambda: timing.Timing(1.0),
+            "compute must be a Distribution, or a sequence of them, not 1.0",
+        ),
+        (lambda: timing.Timing([]), "compute must hold at least one Distribution"),
+        (
+            lambda: timing.Timing([timing.constant(1.0), 2.0]),
+            "compute of worker 1 must be a Distribution, not 2.0",
+        ),
+        (
+            lambda: timing.Timing([timing.constant(1.0), timing.constant(0.0)]),
+            "compute of worker 1 must have a mean > 0",
+        ),
         (lambda: timing.Timing(timing.constant(1.0), pull=-1), "pull must be .* >= 0, not -1"),
         (lambda: timing.Timing(timing.constant(1.0), push="a"), "push must be .* >= 0, not 'a'"),
         (

@@ -18,14 +18,15 @@ GOOD = {
     "finish_time": [1.0, 2.0, 3.0, 3.0],
     "num_workers": 4,
     "metadata": {"host": "test"},
+    "batch": [0, 2, 1, 9],
 }
-ARRAYS = list(GOOD)[:7]
+ARRAYS = [*list(GOOD)[:7], "batch"]
 
 
 def test_positional_order_types_and_read_only():
     assert [field.name for field in dataclasses.fields(Trace)] == list(GOOD)
     trace = Trace(*GOOD.values())
-    kinds = ("int32", "int32", "int32", "bool", "bool", "float64", "float64")
+    kinds = ("int32", "int32", "int32", "bool", "bool", "float64", "float64", "int32")
     for name, kind in zip(ARRAYS, kinds, strict=True):
         column = getattr(trace, name)
         assert column.tolist() == GOOD[name] and column.dtype.name == kind
@@ -45,6 +46,7 @@ def test_defaults():
     assert trace.finish_time.tolist() == [1, 2, 3, 4]
     assert trace.start_time.tolist() == [0, 0, 1, 3]  # Version v was created by event v - 1.
     assert trace.num_workers == 3 and trace.metadata == {}
+    assert trace.batch.tolist() == [0, 1, 2, 3]
     dropped = Trace([0, 1, 0, 1], [0, 0, 1, 2], applied=[0, 1, 1, 1], finish_time=[2, 4, 6, 8])
     assert dropped.updates.tolist() == [False, True, True, True]
     assert dropped.version.tolist() == [0, 0, 1, 2]
@@ -109,6 +111,8 @@ def test_ties_may_be_in_any_worker_order():
         ("finish_time", [1, 2, math.inf, 3], "finish_time at row 2 is inf; .* a finite time"),
         ("finish_time", [1, 3, 2.5, 2], "finish_time at row 2 is 2.5; .* that of the row before"),
         ("finish_time", [1.0, 2.0], "finish_time has 2 rows but worker has 4"),
+        ("batch", [0, 1, -1, 2], "batch at row 2 is -1; it must be >= 0"),
+        ("batch", [0, 1, 0.5, 2], "batch at row 2 is 0.5; it must be an integer"),
         ("num_workers", 2, r"worker at row 3 is 2; it must be in \[0, num_workers=2\)"),
         ("num_workers", 0, "num_workers must be an integer >= 1, not 0"),
         ("num_workers", 4.0, "num_workers must be an integer >= 1, not 4.0"),
@@ -128,6 +132,7 @@ def test_equality_compares_everything():
     assert trace == Trace(**GOOD)
     changes = {
         "worker": [0, 1, 0, 3],
+        "batch": [0, 2, 1, 3],
         "read_version": [0, 0, 0, 0],
         "applied": [True, True, True, True],
         "start_time": [0.0, 0.0, 2.0, np.nextafter(0.5, 1)],

@@ -87,6 +87,84 @@ def test_rates_and_staleness_within_two_per_cent_of_simulated_clusters(name):
         assert predicted.idle_fraction == 0
 
 
+UNLIKE = Timing(list(TIMES.values()), pull=0.1, slowdown=[1.0] * 20 + [3.0] * 10)
+
+
+@pytest.mark.parametrize("protocol, mean", [
+    (protocols.asynchronous(), 29), (protocols.softsync(15), 14.5),
+    (protocols.k_batch_async(3), 29 / 3)])
+def test_unlike_workers_have_the_rate_and_staleness_of_simulated_clusters(protocol, mean):
+    predicted = theory.predict(protocol, UNLIKE, WORKERS)
+    trace = simulate(protocol, UNLIKE, WORKERS, 100_000, seed=1)
+    rate = np.count_nonzero(trace.updates[10_000:]) / (trace.finish_time[-1] - trace.finish_time[9_999])
+    assert predicted.updates_per_second == pytest.approx(rate, rel=0.02)
+    assert predicted.mean_staleness == pytest.approx(mean)
+    assert trace.staleness[10_000:].mean() == pytest.approx(mean, rel=0.02)
+    # Of so many workers the others' arrivals are nearly a Poisson process.
+    law = theory.staleness_law(protocol, UNLIKE, WORKERS, method="poisson")
+    seen = theory.staleness_law(protocol, UNLIKE, WORKERS, method="simulation")
+    size = max(len(law), len(seen))
+    law, seen = (np.cumsum(np.pad(x, (0, size - len(x)))) for x in (law, seen))
+    assert np.abs(law - seen).max() < 0.025
+
+
+def test_unlike_workers_mix_their_laws_by_poisson():
+    # Five send 5 of 7 gradients, and meet 6 others' in a cycle; four meet 6.5 in a second.
+    from scipy import stats
+
+    clock = Timing([timing.gamma(1.0, cv=0.5)] * 5 + [timing.constant(2.0)] * 4)
+    law = theory.staleness_law(protocols.asynchronous(), clock, 9, method="poisson")
+    n = np.arange(40)
+    expected = 5 / 7 * stats.nbinom.pmf(n, 4, 4 / 10) + 2 / 7 * stats.poisson.pmf(n, 13)
+    assert law[:40] == pytest.approx(expected, abs=1e-6)
+    assert mean(law) == pytest.approx(8, abs=1e-3)
+
+
+@pytest.mark.parametrize("protocol", [protocols.asynchronous(), protocols.softsync(2),
+                                      protocols.softsync(2, "before")])
+def test_unlike_memoryless_workers_have_an_exact_law(protocol):
+    clock = Timing([timing.exponential(1.0), timing.exponential(4.0)], slowdown=[1, 1, 1, 1, 2])
+    law = theory.staleness_law(protocol, clock, 5, method="exact")
+    assert mean(law) == pytest.approx(theory.mean_staleness(protocol, 5), rel=1e-9)
+    seen = theory.staleness_law(protocol, clock, 5, method="simulation", num_gradients=200_000)
+    # As of equal workers above: one event in 5 counts, three standard errors.
+    assert law[:len(seen)] == pytest.approx(seen, abs=1.5 / math.sqrt(180_000 / 5))
+    if protocol == protocols.asynchronous():  # 1, 1 / 4, 1, 1 / 4 and 1 / 2 per second.
+        shares = np.array([1, 1 / 4, 1, 1 / 4, 1 / 2]) / 3
+        n = np.arange(30)[:, None]
+        assert law[:30] == pytest.approx((shares**2 * (1 - shares) ** n).sum(axis=1), rel=1e-9)
+    batches = theory.predict(protocols.k_batch_sync(6), clock, 5)
+    assert batches.sources["update_period"] == "memoryless times"
+    rounds = simulate(protocols.k_batch_sync(6), clock, 5, 60_000, seed=0)
+    assert batches.update_period == 2 == pytest.approx(rounds.finish_time[-1] / 10_000, rel=0.02)
+
+
+def test_distributions_that_repeat_are_one_with_factors():
+    for one, repeated in (
+            (Timing(timing.exponential(2.0)), Timing([timing.exponential(2.0)] * 3)),
+            (Timing(timing.constant(2.0), pull=0.5), Timing([timing.constant(2.0)] * 2, pull=0.5)),
+            (Timing(timing.gamma(1.0, 0.5), slowdown=[1, 1, 3, 3]),
+             Timing([timing.gamma(1.0, 0.5)] * 2 + [timing.gamma(3.0, 0.5)] * 2))):
+        for protocol in (protocols.asynchronous(), protocols.hardsync(), protocols.k_async(2)):
+            a, b = (theory.predict(protocol, clock, 4, num_gradients=4000) for clock in (one, repeated))
+            assert a.sources == b.sources
+            assert a.update_period == pytest.approx(b.update_period, rel=1e-9)
+            assert a.staleness_law == pytest.approx(b.staleness_law, rel=1e-9)
+
+
+
+def test_unlike_workers_without_a_formula_are_simulated():
+    clock = Timing([timing.exponential(1.0), timing.constant(1.0)])
+    for protocol, name in ((protocols.hardsync(), "update_period"),
+                           (protocols.k_async(2), "update_period"),
+                           (protocols.k_batch_sync(2), "update_period"),
+                           (protocols.asynchronous(), "staleness_law")):
+        found = theory.predict(protocol, clock, 4, num_gradients=4000)
+        assert found.sources[name] == "simulation", protocol
+    # One worker is memoryless: it reads before its own update.
+    assert theory.staleness_law(protocols.asynchronous("before"), clock, 1).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("times, dispersions", [
     (timing.exponential(1.0), (1.0, 1.0, 1.0, 1.0)),
     (timing.gamma(1.0, cv=0.5), (0.98, 0.89, 0.41, 0.27)),

@@ -51,13 +51,19 @@ def test_the_rule_of_the_algorithm_counts():
 
 
 def test_times_may_be_measured_in_a_trace(tmp_path):
-    trace = simulate(protocols.asynchronous(), timing.gamma(3.0, cv=0.2), 4, 2000, seed=0)
+    clock = timing.Timing(timing.gamma(3.0, cv=0.2), slowdown=[1, 1, 1, 4])
+    trace = simulate(protocols.asynchronous(), clock, 4, 2000, seed=0)
     trace.save(tmp_path / "trace.npz")
-    wanted = config()
+    wanted = config(protocols=("asynchronous", "hardsync"))
     wanted.trace_path = str(tmp_path / "trace.npz")
     rows = planning.make_plan(wanted)["rows"]
-    assert [row["updates_per_second"] for row in rows] == pytest.approx(
-        [1 / trace.delay.mean(), 4 / trace.delay.mean()], rel=1e-9)
+    # Each worker has its own times, so the first alone is a fast one.
+    rates = 1 / trace.per_worker()["delay"]
+    assert [row["updates_per_second"] for row in rows[:2]] == pytest.approx(
+        [rates[0], rates.sum()], rel=1e-9)
+    # Three standard errors of the mean of the slow worker's 150 times.
+    hardsync = theory.predict(protocols.hardsync(), clock, 4)
+    assert rows[3]["updates_per_second"] == pytest.approx(hardsync.updates_per_second, rel=0.05)
 
 
 def test_curvature_is_measured_where_the_run_is(tmp_path):

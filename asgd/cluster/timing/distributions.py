@@ -1,4 +1,4 @@
-"""How long the workers of a virtual cluster compute and communicate, in virtual seconds."""
+"""Distributions of times in virtual seconds."""
 
 import dataclasses
 import hashlib
@@ -188,76 +188,3 @@ def from_name(distribution: str, mean: float = 1.0, cv: float = 1.0) -> Distribu
         case "pareto":
             return pareto(mean, shape=1 + math.sqrt(1 + number("cv", cv, above=0.0) ** -2))
     raise ValueError(f"distribution must be one of {', '.join(NAMES)}, not {distribution!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Times of one cycle of a worker: pull transit, computing, push transit.
-
-    A gradient read at `start_time` arrives at `start_time + pull + compute + push`. The push
-    blocks, so the worker's next cycle starts when its gradient has arrived.
-
-    Attributes:
-        compute: Distribution of computing times, of mean > 0.
-        pull: Distribution of pull times, or a number >= 0, or None for no time.
-        push: The same for pushes.
-        slowdown: One positive factor per worker, which multiplies its computing times only.
-
-    Example:
-        >>> Timing(exponential(1.0), pull=0.1, slowdown=[1.0, 3.0]).cycle_means(2).tolist()
-        [1.1, 3.1]
-    """
-
-    compute: Distribution
-    pull: Distribution | float | None = None
-    push: Distribution | float | None = None
-    slowdown: Sequence[float] | None = None
-
-    def __post_init__(self):
-        if not isinstance(self.compute, Distribution):
-            raise TypeError(f"compute must be a Distribution, not {self.compute!r}")
-        if self.compute.mean <= 0:
-            raise ValueError("compute must have a mean > 0")
-        for name in ("pull", "push"):
-            value = getattr(self, name)
-            if not isinstance(value, Distribution):
-                value = constant(number(name, 0.0 if value is None else value, least=0.0))
-            object.__setattr__(self, name, value)
-        if self.slowdown is not None:
-            factors = enumerate(self.slowdown)
-            factors = tuple(number(f"slowdown of worker {w}", f, above=0.0) for w, f in factors)
-            object.__setattr__(self, "slowdown", factors)
-
-    def slowdowns(self, num_workers: int) -> np.ndarray:
-        """Returns the factors, float64 `[num_workers]`; ValueError if there are more or fewer."""
-        if self.slowdown is None:
-            return np.ones(num_workers)
-        if len(self.slowdown) != num_workers:
-            raise ValueError(
-                f"slowdown has {len(self.slowdown)} factors but num_workers is {num_workers}; "
-                "give one factor per worker"
-            )
-        return np.array(self.slowdown)
-
-    def cycle_means(self, num_workers: int) -> np.ndarray:
-        """Returns every worker's mean cycle time, float64 `[num_workers]`."""
-        return self.pull.mean + self.compute.mean * self.slowdowns(num_workers) + self.push.mean
-
-    def describe(self) -> dict[str, Any]:
-        """Returns a JSON-able dict for a trace's metadata."""
-        parts = {name: getattr(self, name).describe() for name in ("compute", "pull", "push")}
-        return {**parts, "slowdown": None if self.slowdown is None else list(self.slowdown)}
-
-
-def as_timing(timing: Timing | Distribution) -> Timing:
-    """Returns `timing`, taking a bare distribution as that of the computing times.
-
-    Example:
-        >>> as_timing(constant(1.0)) == Timing(compute=constant(1.0))
-        True
-    """
-    if isinstance(timing, Distribution):
-        return Timing(compute=timing)
-    if not isinstance(timing, Timing):
-        raise TypeError(f"timing must be a Timing or a Distribution, not {timing!r}")
-    return timing
