@@ -61,9 +61,10 @@ def compare(config: Any, workdir: pathlib.Path, algorithms: list[str],
     else:
         path = str(workdir / "trace.npz")
         make_trace(config, make_task(config).num_examples).save(path)
-    trace = read_trace(path)
     for replay in replays.values():
-        replay.trace_path, replay.cluster.num_workers = path, trace.num_workers
+        replay.trace_path = path
+        trace = read_trace(replay, "trace_path")
+        replay.cluster.num_workers = trace.num_workers
         validation.check_trace(replay, trace)
 
     rows = []

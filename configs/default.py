@@ -85,6 +85,9 @@ def get_config():
     config.cluster.compute_time.cv = 0.5
     config.cluster.pull_time = 0.0
     config.cluster.push_time = 0.0
+    # A trace (.npz or .csv) to fit each worker's times to, instead of those above; they repeat where there
+    # are more workers.
+    config.cluster.times_from = ""
     config.trace_path = ""  # Replay this trace or schedule (.npz or .csv) instead of making one.
 
     config.averaging = config_dict.ConfigDict()  # Algorithms of local steps.

@@ -9,11 +9,10 @@ import numpy as np
 import optax
 
 from asgd.cluster.trace import Trace
-from asgd.emulation import elementwise, inputs, ring
+from asgd.emulation import inputs, ring
 from asgd.emulation.debug import DebugEmulator
 from asgd.emulation.driver import Driver
 from asgd.emulation.feed import Feed
-from asgd.emulation.keys import keys_as_data
 from asgd.emulation.server import ParameterServer
 from asgd.emulation.spmd import Spmd
 from asgd.emulation.waves import plan_waves
@@ -63,12 +62,8 @@ class Emulator(Driver):
         loss = inputs.uniform_loss(loss_fn, model_state is not None)
         if len(trace):
             inputs.check_loss(loss, params, model_state, feed.row)
-        tx = keys_as_data(tx, params)
-        worker_tx = keys_as_data(worker_tx or optax.identity(), params)
-        if layout == "sharded":
-            elementwise.check_elementwise(tx, params)
-        if (trace.applied & ~trace.updates).any():
-            elementwise.check_waits_for_update(tx, params)
+        tx, worker_tx = inputs.prepared(tx, worker_tx, params, layout,
+                                        bool(trace.updates[trace.applied].all()))
         worker_state = worker_tx.init(params)
         plan = plan_waves(trace, num_devices * events_per_device, cuts,
                           distinct_workers=bool(jax.tree.leaves(worker_state)))

@@ -6,8 +6,11 @@ from typing import Any, Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from asgd.cluster.trace import Trace
+from asgd.emulation import elementwise
+from asgd.emulation.keys import keys_as_data
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -49,6 +52,27 @@ def check_arguments(tx, worker_tx, model_state_decay, snapshot_dtype=None, **cou
         raise ValueError(f"snapshot_dtype must be a floating type or None, got {snapshot_dtype!r}")
     if not 0 <= model_state_decay < 1:
         raise ValueError(f"model_state_decay must be in [0, 1), got {model_state_decay}")
+
+
+def prepared(tx: Any, worker_tx: Any, params: Any, layout: str, all_update: bool) -> tuple[Any, Any]:
+    """Returns the server's and the workers' transformations as programs use them.
+
+    Args:
+      tx: the server's.
+      worker_tx: the workers', or None.
+      params: the parameters.
+      layout: "sharded" or "replicated".
+      all_update: whether every gradient makes an update.
+
+    Raises:
+      ValueError: when ``tx`` mixes what the layout splits, or moves parameters between updates.
+    """
+    tx, worker_tx = keys_as_data(tx, params), keys_as_data(worker_tx or optax.identity(), params)
+    if layout == "sharded":
+        elementwise.check_elementwise(tx, params)
+    if not all_update:
+        elementwise.check_waits_for_update(tx, params)
+    return tx, worker_tx
 
 
 def check_params(params: Any, num_parts: int) -> None:

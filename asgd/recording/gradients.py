@@ -3,7 +3,6 @@
 from typing import Any, Callable, NamedTuple, Optional
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from asgd.emulation import feed, ring
@@ -80,7 +79,3 @@ class Gradients:
         loss, *rest = jax.block_until_ready(sent)
         return Sent(np.asarray(loss)[()], *rest)
 
-
-def spec(params: Any) -> Any:
-    """Returns the shapes of a tree of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), params)

@@ -63,8 +63,8 @@ class RayWorkers:
         ray = self._ray
         if not ray.is_initialized():
             options = {"address": self._address} if self._address else {
-                # Threads of one machine may be more than its cores.
-                "num_cpus": max(os.cpu_count() or 1, int(np.ceil(
+                # Workers of one machine may be more than its cores.
+                "address": "local", "num_cpus": max(os.cpu_count() or 1, int(np.ceil(
                     self._num_workers * self._resources["num_cpus"])))}
             code = str(pathlib.Path(__file__).resolve().parents[1])
             with warnings.catch_warnings():
@@ -80,7 +80,11 @@ class RayWorkers:
         self._start = ray.put(jax.device_get((params, worker_states[0])))
         actor = ray.remote(max_restarts=-1, max_task_retries=0, **self._resources)(_Actor)
         self._actors = [actor.remote() for _ in range(self._num_workers)]
-        return ray.get([self._ready(worker) for worker in range(self._num_workers)])[0]
+        ready = [self._ready(worker) for worker in range(self._num_workers)]
+        if ray.wait(ready, num_returns=len(ready), timeout=60)[1]:
+            log.warning("Still waiting for Ray to start %d actors, each with %s; `ray status` says what "
+                        "it has", len(ready), self._resources)
+        return ray.get(ready)[0]
 
     def processes(self) -> list[tuple[str, int]]:
         """Returns host and process id of every actor."""

@@ -41,7 +41,8 @@ def record(
       tx: the server's transformation, with the same extra arguments; ``delay`` is in real seconds.
       params: initial parameters, any tree of arrays.
       batches: a tree of arrays with a leading axis [T], or a function from batch numbers [n] to
-        such rows. Numbers 0 .. T - 1 are given to workers in the order of their pulls.
+        such rows, which several threads may call at once. Numbers 0 .. T - 1 are given to
+        workers in the order of their pulls.
 
     Other args:
       num_workers: number of workers.

@@ -10,12 +10,11 @@ import optax
 
 from asgd.cluster.simulate import Cluster
 from asgd.cluster.trace import Trace
-from asgd.emulation import elementwise, feed, inputs, ring
-from asgd.emulation.keys import keys_as_data
+from asgd.emulation import feed, inputs, ring
 from asgd.emulation.rewrite import one_rounding
 from asgd.emulation.spmd import Spmd
 from asgd.emulation.update import ServerUpdate
-from asgd.recording.gradients import Gradients, spec
+from asgd.recording.gradients import Gradients
 from asgd.recording.log import Log
 from asgd.recording.server import Arrival, Server, State
 from asgd.recording.threads import ThreadWorkers
@@ -69,21 +68,15 @@ class Recorder:
         numbers = np.arange(len(log))
         batches = feed.checked(batches, numbers)
         loss = inputs.uniform_loss(loss_fn, model_state is not None)
-        inputs.check_loss(loss, params, self._model_state,
-                          feed.first_row(batches, numbers))
-        tx = keys_as_data(tx, params)
-        worker_tx = keys_as_data(worker_tx or optax.identity(), params)
-        if layout == "sharded":
-            elementwise.check_elementwise(tx, params)
-        if not log.updates.all():
-            elementwise.check_waits_for_update(tx, params)
-        place = ring.layout(layout, 1)
-        self._parts, _ = place.placed(lambda x: x, params)
-        self._update = ServerUpdate(tx, spec(params), model_state_decay, bool(log.updates.all()))
+        inputs.check_loss(loss, params, self._model_state, feed.first_row(batches, numbers))
+        tx, worker_tx = inputs.prepared(tx, worker_tx, params, layout, bool(log.updates.all()))
+        shapes = jax.eval_shape(lambda: params)
+        self._parts, _ = ring.layout(layout, 1).placed(lambda x: x, params)
+        self._update = ServerUpdate(tx, shapes, model_state_decay, bool(log.updates.all()))
         self._worker_states = (worker_tx.init(params),) * log.num_workers
         self._apply = jax.jit(self._rounded_update)
         self._stops, self._server, self._compiled = {*stops, len(log)}, None, False
-        problem = (loss, worker_tx, batches, layout, spec(params), seed)
+        problem = (loss, worker_tx, batches, layout, shapes, seed)
         seconds = _seconds(sleep, log.num_workers, seed)
         if recorder == "ray":
             from asgd.recording.ray_workers import RayWorkers
@@ -100,15 +93,12 @@ class Recorder:
 
     def init(self) -> State:
         """Returns the server before the first gradient."""
-        return self._state(0, self._whole, self._model_state)
-
-    def _state(self, count, params, model_state):
-        parts = ring.to_parts(params, self._parts)
-        held = jax.jit(self._update.init)(*jax.device_put((parts, model_state), self._device))
-        return State(np.int64(count), held, self._worker_states)
+        parts = ring.to_parts(self._whole, self._parts)
+        held = jax.jit(self._update.init)(*jax.device_put((parts, self._model_state), self._device))
+        return State(np.int64(0), held, self._worker_states)
 
     def run(self, state: State, start: int = 0, stop: Optional[int] = None):
-        """Waits for the gradients ``start .. stop - 1``, and starts the workers if need be.
+        """Waits for the gradients ``start .. stop - 1``; the first call starts the workers, at ``state``.
 
         Returns:
           The state after them, if ``stop`` is among the stops or the end, and their losses

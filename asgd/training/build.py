@@ -9,6 +9,7 @@ import optax
 from asgd import transforms
 from asgd.cluster import Trace, simulate, timing
 from asgd.training.cluster_fields import make_protocol
+from asgd.training.fields import get_field
 from asgd.training.server_run import ServerRun
 from asgd.training.validation import (
     AVERAGING_ALGORITHMS,
@@ -75,7 +76,7 @@ def make_trace(config: Any, num_examples: int) -> Trace:
     """
     wanted = num_gradients(config, num_examples)
     if config.trace_path:
-        trace = read_trace(config.trace_path)
+        trace = read_trace(config, "trace_path")
         check_trace(config, trace)
         length = len(trace) if wanted is None else _events(config, trace, wanted)
         return trace if length >= len(trace) else trace.head(length)
@@ -93,12 +94,13 @@ def make_trace(config: Any, num_examples: int) -> Trace:
         raise ConfigError(f"cluster: {error}") from None
 
 
-def read_trace(path: str) -> Trace:
-    """Reads a saved trace or the log of a cluster; ConfigError if it is neither."""
+def read_trace(config: Any, field: str) -> Trace:
+    """Reads the saved trace, or the log of a cluster, that a field names; else ConfigError."""
+    path = get_field(config, field)
     try:
         return (Trace.from_csv if path.endswith(".csv") else Trace.load)(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"trace_path: {error}") from None
+        raise ConfigError(f"{field}: {error}") from None
 
 
 def _events(config, trace, wanted):
@@ -114,6 +116,12 @@ def _events(config, trace, wanted):
 def make_timing(config: Any) -> timing.Timing:
     """Builds the cluster's timing."""
     cluster, compute = config.cluster, config.cluster.compute_time
+    if cluster.times_from:
+        trace = read_trace(config, "cluster.times_from")
+        try:
+            return timing.fit(trace)
+        except ValueError as error:
+            raise ConfigError(f"cluster.times_from: {error}") from None
     slowdown = np.resize(cluster.slowdown, cluster.num_workers) if cluster.slowdown else None
     try:
         return timing.Timing(

@@ -105,7 +105,7 @@ def _check(config):
 def _clock(config):
     """Returns a function from the number of workers to their timing."""
     if config.trace_path:
-        measured = timing_lib.fit(read_trace(config.trace_path), distributions=("empirical",))
+        measured = timing_lib.fit(read_trace(config, "trace_path"), distributions=("empirical",))
         return lambda workers: measured
 
     def clock(workers):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from asgd import compare
-from asgd.cluster import Trace
+from asgd.cluster import Trace, protocols, simulate, timing
 from asgd.training import loop, validation
 from asgd.training.validation import ConfigError
 from configs import digits
@@ -153,3 +153,19 @@ def test_algorithms_are_compared_on_one_simulated_trace(tmp_path):
               for name in (".", f"asgd-{config.learning_rate:g}", f"dc_asgd_c-{config.learning_rate:g}")]
     assert traces[0] == traces[1] == traces[2] and len(traces[0]) == 40
     assert [row["gradients"] for row in rows] == [40, 40]
+
+
+def test_a_cluster_has_the_times_of_a_recording(recorded, tmp_path):
+    workdir, _ = recorded
+    path = str(workdir / "trace.npz")
+    config = small(mode="emulate", cluster__times_from=path, cluster__num_workers=7)
+    loop.train(config, tmp_path / "more")
+    more, fitted = Trace.load(tmp_path / "more/trace.npz"), timing.fit(Trace.load(path))
+    assert more.num_workers == 7
+    assert more == simulate(protocols.asynchronous(), fitted, 7, 60, config.seed)
+    (tmp_path / "empty.csv").write_text("worker,read_version\n")
+    for name, message in (("missing.npz", "No such file"), ("empty.csv", "at least one gradient")):
+        with pytest.raises(ConfigError, match=f"^cluster.times_from: .*{message}"):
+            loop.train(small(mode="emulate", cluster__times_from=str(tmp_path / name)), tmp_path / "run")
+    with pytest.raises(ConfigError, match="cluster.times_from do not fit"):
+        loop.train(small(cluster__times_from=path, recording__sleep=1.0), tmp_path / "run")
