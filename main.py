@@ -1,6 +1,6 @@
 """Trains a config: python main.py --config=configs/digits.py --workdir=runs/digits
 
-Exit codes: 0 done, 1 a run-time failure, 2 a config or flag that cannot be used.
+Exit codes: 0 done, 1 a run-time failure, 2 a config or flag that cannot be used, 130 interrupted.
 """
 
 import contextlib

@@ -28,7 +28,8 @@ def compare(config: Any, workdir: pathlib.Path, algorithms: list[str],
     """Replays one trace with every algorithm and learning rate.
 
     Args:
-      config: the fields of ``configs/default.py``, which all runs share.
+      config: the fields of ``configs/default.py``, which all runs share. With its own algorithm and
+        protocol the trace is made.
       workdir: where the trace, ``comparison.json`` and the runs' directories go.
       algorithms: of those with a server and staleness.
       rates: learning rates; the config's if there are none.
@@ -43,14 +44,17 @@ def compare(config: Any, workdir: pathlib.Path, algorithms: list[str],
     from asgd.training import loop, validation
     from asgd.training.build import make_task, make_trace, read_trace
 
+    validation.check_one_of(config, "algorithm", validation.ALGORITHMS)
     validation.validate(config)
+    if not algorithms:
+        raise validation.ConfigError("--algorithms must name at least one")
     replays = {}
     for algorithm, rate in itertools.product(algorithms, rates or [config.learning_rate]):
         replay = config.copy_and_resolve_references()
         replay.mode, replay.algorithm, replay.learning_rate = "emulate", algorithm, rate
         validation.check_one_of(replay, "algorithm", validation.ALGORITHMS)
         validation.validate(replay)
-        replays[f"{algorithm}-{rate:g}"] = replay
+        replays[f"{algorithm}-{rate!r}"] = replay
 
     workdir.mkdir(parents=True, exist_ok=True)
     if config.mode == "record":

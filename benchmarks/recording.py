@@ -7,8 +7,8 @@ devices; ``same_bits`` counts replays that end with the parameters and losses of
 with neither clock nor log, medians and quartiles of pairs timed in turn; ``log_microseconds`` is what
 writing one row takes, and ``log_share`` that over the seconds between two gradients. ``staleness`` is the
 mean of a recording, ``simulated`` that of as many gradients of a cluster with the times that
-`asgd.cluster.timing.fit` found in it, and ``worst_worker`` the largest difference of a worker's mean, in
-per cent of it. Threads' sleeps are drawn with a mean of 20 ms; slow is one worker who sleeps 4 times as
+`asgd.cluster.timing.fit` found in it, ``distance`` the total variation between the two laws of staleness, and
+``worst_worker`` the largest difference of a worker's mean, in per cent of it. Threads' sleeps are drawn with a mean of 20 ms; slow is one worker who sleeps 4 times as
 long.
 
     python -m benchmarks --figures=recording
@@ -82,7 +82,7 @@ def _ray():
     except ImportError:
         return False
     if not ray.is_initialized():
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     return True
 
 
@@ -141,6 +141,13 @@ def _cost(model, gradients, repeats):
             "log_share": f"{row * gradients / np.median(seconds['not']):.2%}"}
 
 
+def _distance(one, other):
+    """Total variation between two traces' staleness."""
+    counts = [trace.staleness_histogram() / len(trace) for trace in (one, other)]
+    length = max(map(len, counts))
+    return float(sum(np.abs(np.diff([np.pad(c, (0, length - len(c))) for c in counts], axis=0))[0]) / 2)
+
+
 def _fitted(recorder, workers, name, sleep):
     *problem, batches = _problem("mlp")
     real = asgd.record(*problem, batches, num_workers=workers, num_gradients=3000 if sleep is None else 1500,
@@ -152,6 +159,7 @@ def _fitted(recorder, workers, name, sleep):
     return {"what": "fit", "model": "mlp", "recorder": recorder, "workers": workers, "sleep": name,
             "staleness": round(float(real.staleness.mean()), 3),
             "simulated": round(float(model.staleness.mean()), 3),
+            "distance": round(_distance(real, model), 3),
             "worst_worker": round(100 * float(np.abs(each[1] / each[0] - 1).max()), 1),
             "gradients_per_second": round(speed[0], 1), "simulated_per_second": round(speed[1], 1),
             "laws": ", ".join(sorted({fit.distribution.name for fit in fitted.fits})),

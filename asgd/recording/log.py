@@ -1,5 +1,6 @@
 """What has arrived so far, in columns like those of a trace."""
 
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -22,7 +23,6 @@ class Log:
       protocol: whose workers never wait: `asynchronous`, `softsync` or `k_batch_async`.
       num_workers: number of workers.
       num_gradients: T.
-      past: a trace from which `restore` takes what happened before.
 
     Raises:
       ValueError: for another protocol, or a number that is too small.
@@ -35,15 +35,14 @@ class Log:
       ([1], [0.5])
     """
 
-    def __init__(self, protocol: Protocol, num_workers: int, num_gradients: int,
-                 past: Optional[Trace] = None):
+    def __init__(self, protocol: Protocol, num_workers: int, num_gradients: int):
         num_workers = integer("num_workers", num_workers, least=1)
         num_gradients = integer("num_gradients", num_gradients, least=1, most=2**31 - 1)
         if not isinstance(protocol, _NEVER_WAITING) or getattr(protocol, "pull", "after") != "after":
             raise ValueError("protocol must be asynchronous, softsync or k_batch_async, with "
                              f"pull='after', got {protocol!r}: nobody waits in a recording")
         self.gradients_per_update = protocol.gradients_per_update(num_workers)
-        self.num_workers, self.count, self.past = num_workers, 0, past
+        self.num_workers, self.count = num_workers, 0
         self.metadata = {"protocol": protocol.describe()}
         events = np.arange(num_gradients)
         self.applied = np.ones(num_gradients, bool)
@@ -84,17 +83,15 @@ class Log:
     def trace(self, stop: Optional[int] = None) -> Trace:
         """Returns what happened before event `stop`, by default so far."""
         stop = self.count if stop is None else stop
-        return Trace(**{name: getattr(self, name)[:stop].copy() for name in COLUMNS},
+        return Trace(**dict(zip(COLUMNS, self.columns(stop), strict=True)),
                      num_workers=self.num_workers, metadata=self.metadata)
 
-    def restore(self, count: int) -> None:
-        """Goes back to when `count` gradients had arrived.
+    def columns(self, stop: int) -> list[np.ndarray]:
+        """Returns what happened before event `stop` as arrays [stop]."""
+        return [getattr(self, name)[:stop].copy() for name in COLUMNS]
 
-        Raises:
-          ValueError: when the past is not as long.
-        """
-        if self.past is None or len(self.past) < count:
-            raise ValueError(f"trace.npz is missing or shorter than a checkpoint of {count} gradients")
-        self.count = count
-        for name in COLUMNS:
-            getattr(self, name)[:count] = getattr(self.past, name)[:count]
+    def restore(self, columns: Sequence[np.ndarray]) -> None:
+        """Goes back to what `columns` returned."""
+        self.count = len(columns[0])
+        for name, column in zip(COLUMNS, columns, strict=True):
+            getattr(self, name)[:self.count] = column

@@ -23,7 +23,8 @@ _SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng
 class RayWorkers:
     """One Ray actor for each worker.
 
-    The server stays in this process. Parameters go to actors, and gradients come back, as NumPy
+    The server stays in this process, and one thread of it speaks with all actors: a gradient arrives
+    when that thread gets it. Parameters go to actors, and gradients come back, as NumPy
     arrays in Ray's object store, as do, once, the loss and the data. An actor that dies is
     started again by Ray; the gradient that it was computing is lost, and its batch is given away
     again.
@@ -46,7 +47,7 @@ class RayWorkers:
             import ray
         except ImportError as error:
             raise ImportError("recorder='ray' needs the package ray: pip install 'asgd[ray]'") from error
-        self._ray, self._sleep, self._num_workers = ray, sleep, num_workers
+        self._ray, self.sleep, self._num_workers = ray, sleep, num_workers
         self._address = address
         self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
         self._problem = problem
@@ -106,41 +107,42 @@ class RayWorkers:
             self._ray.shutdown()
 
     def _serve(self, server):
-        ray, running, starting = self._ray, {}, {}
-        errors = ray.exceptions
+        """Gives work until the server is closed; results that are on the way then are lost."""
+        ray, asked = self._ray, {}  # Reference: what was pulled, or the worker that starts again.
         try:
-            wanted = list(map(server.pull, range(self._num_workers)))
-            while True:
-                running |= {self._ask(pulled): pulled for pulled in wanted if pulled is not None}
-                if not running and not (starting and server.wants()):
-                    return
-                (done,), _ = ray.wait([*running, *starting], num_returns=1)
-                if done in starting:
-                    ray.get(done)
-                    wanted = [server.pull(starting.pop(done))]
-                    continue
-                pulled = running.pop(done)
-                try:
-                    wanted = [server.push(pulled, ray.get(done))]
-                except (errors.RayActorError, errors.ObjectLostError):
-                    log.warning("Worker %d died, and its gradient of batch %d is lost; Ray starts it again",
-                                pulled.worker, pulled.batch)
-                    server.lost(pulled)
-                    starting[self._ready(pulled.worker)] = pulled.worker
-                    busy = {*starting.values(), *(other.worker for other in running.values())}
-                    wanted = [server.pull(w) for w in range(self._num_workers) if w not in busy]
+            for worker in range(self._num_workers):
+                self._ask(asked, server.pull(worker))
+            while not server.closed.is_set():
+                for done in ray.wait(list(asked), num_returns=1, timeout=0.5)[0]:
+                    pulled = asked.pop(done)
+                    if isinstance(pulled, int):
+                        ray.get(done)
+                        self._ask(asked, server.pull(pulled))
+                    else:
+                        self._arrived(asked, server, pulled, done)
         except BaseException as error:
             server.fail(error)
+
+    def _arrived(self, asked, server, pulled, done):
+        errors = self._ray.exceptions
+        try:
+            self._ask(asked, server.push(pulled, self._ray.get(done)))
+        except (errors.RayActorError, errors.ObjectLostError):
+            log.warning("Worker %d died, and its gradient of batch %d is lost; Ray starts it again",
+                        pulled.worker, pulled.batch)
+            server.lost(pulled)
+            asked[self._ready(pulled.worker)] = pulled.worker
+
+    def _ask(self, asked, pulled):
+        if pulled is not None:
+            view = self._ray.put(jax.device_get((pulled.params, pulled.worker_state)))
+            asked[self._actors[pulled.worker].gradient.remote(
+                [self._stored], [view], pulled.batch, pulled.worker, self.sleep(pulled.worker))] = pulled
 
     def _ready(self, worker):
         """Returns a reference to zeros, which are there when the actor lives and has compiled."""
         method = self._actors[worker].gradient.options(max_task_retries=-1)
         return method.remote([self._stored], [self._start], 0, worker, 0.0, 0)
-
-    def _ask(self, pulled):
-        view = self._ray.put(jax.device_get((pulled.params, pulled.worker_state)))
-        return self._actors[pulled.worker].gradient.remote(
-            [self._stored], [view], pulled.batch, pulled.worker, self._sleep(pulled.worker))
 
 
 class _Actor:

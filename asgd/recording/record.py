@@ -41,12 +41,12 @@ def record(
       tx: the server's transformation, with the same extra arguments; ``delay`` is in real seconds.
       params: initial parameters, any tree of arrays.
       batches: a tree of arrays with a leading axis [T], or a function from batch numbers [n] to
-        such rows, which several threads may call at once. Numbers 0 .. T - 1 are given to
-        workers in the order of their pulls.
+        such rows, which several threads may call at once. Numbers 0, 1, 2, ... are given to
+        workers in the order of their pulls; the rows of a tree begin anew after T.
 
     Other args:
       num_workers: number of workers.
-      num_gradients: T, when it ends.
+      num_gradients: T; it ends when so many have arrived.
       protocol: ``asynchronous()`` by default, or ``softsync`` or ``k_batch_async``.
       recorder: ``"threads"`` of this process, or ``"ray"``, actors on one or many machines
         (needs the package ray).

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from asgd.cluster.simulate import Cluster
+from asgd.cluster.storage import COLUMNS
 from asgd.cluster.trace import Trace
 from asgd.emulation import feed, inputs, ring
 from asgd.emulation.rewrite import one_rounding
@@ -66,6 +67,7 @@ class Recorder:
         self._whole = params = jax.tree.map(jnp.asarray, params)
         self._model_state = jax.tree.map(jnp.asarray, model_state)
         numbers = np.arange(len(log))
+        self._num_batches = None if callable(batches) else len(log)
         batches = feed.checked(batches, numbers)
         loss = inputs.uniform_loss(loss_fn, model_state is not None)
         inputs.check_loss(loss, params, self._model_state, feed.first_row(batches, numbers))
@@ -78,15 +80,16 @@ class Recorder:
         self._stops, self._server, self._compiled = {*stops, len(log)}, None, False
         problem = (loss, worker_tx, batches, layout, shapes, seed)
         seconds = _seconds(sleep, log.num_workers, seed)
+        self._sleep, self._seed = sleep, seed
         if recorder == "ray":
             from asgd.recording.ray_workers import RayWorkers
 
             self._workers = RayWorkers(problem, log.num_workers, seconds, **(ray or {}))
         else:
             self._workers = ThreadWorkers(Gradients(*problem), log.num_workers, devices, seconds)
-        log.metadata |= {"model": signature(params), "recording": {
+        log.metadata["recording"] = {
             **self._workers.describe(), "jax": jax.__version__, "seed": seed,
-            "sleep": sleep and sleep.describe()}}
+            "sleep": sleep and sleep.describe(), "params": signature(params)}
 
     def _rounded_update(self, held, gradient, statistics, stale_params, arrival, zero):
         return one_rounding(self._update, zero)(held, gradient, statistics, stale_params, arrival)
@@ -112,7 +115,7 @@ class Recorder:
         if self._server is None:
             self.compile(state)
             self._server = self.server_type(
-                self._apply_sent, state, self.log, self._device, self._stops)
+                self._apply_sent, state, self.log, self._device, self._num_batches, self._stops)
             self._workers.start(self._server)
         state = self._server.wait(stop)
         losses = self.log.losses[start:stop].copy()
@@ -144,16 +147,23 @@ class Recorder:
         return jax.device_get(state.held.model_state)
 
     def save(self, state: State) -> list[np.ndarray]:
-        """Returns the server as NumPy arrays."""
-        return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state))]
+        """Returns the server and the log until then as NumPy arrays, the same for both layouts."""
+        whole = jax.eval_shape(self._update.init, self._whole, self._model_state)
+        held = ring.to_whole(jax.device_get(state.held), whole)
+        return [*self.log.columns(int(state.count)),
+                *map(np.asarray, jax.tree.leaves(jax.device_get((held, state.worker_states))))]
 
     def load(self, arrays: Sequence[np.ndarray]) -> State:
-        """Inverse of :meth:`save`; the log goes back to then too."""
-        state = jax.tree.unflatten(jax.tree.structure(self.init()), arrays)
-        count = int(state.count)
-        self.log.restore(count)
-        return jax.device_put(state._replace(count=None), self._device)._replace(
-            count=np.int64(count))
+        """Inverse of :meth:`save`."""
+        start, rows = self.init(), len(COLUMNS)
+        self.log.restore(arrays[:rows])
+        held, worker_states = jax.tree.unflatten(
+            jax.tree.structure((start.held, start.worker_states)), arrays[rows:])
+        # Not the same sleeps again.
+        self._workers.sleep = _seconds(self._sleep, self.log.num_workers, self._seed + self.log.count)
+        held, worker_states = jax.device_put(
+            (ring.to_parts(held, start.held), worker_states), self._device)
+        return State(np.int64(self.log.count), held, worker_states)
 
     def close(self) -> None:
         """Stops the workers; what they are computing is lost."""

@@ -50,28 +50,36 @@ class Arrival(NamedTuple):
 class Server:
     """Parameters that workers pull from and push to, whenever they like.
 
-    A gradient is applied when it arrives, under a lock that is held for nothing else. Arrays never
-    change, so a pull is a reference to the newest parameters, and takes no longer than that.
+    A gradient is applied when it arrives, under a lock that is held only to give out a reference to
+    the newest parameters (arrays never change), to start the update, and to write the row. Batches are
+    given out in the order of pulls, lost ones first.
 
     Args:
       apply: ``apply(held, sent, stale_params, arrival) -> held``.
       state: where it starts.
       log: where rows go; it has as many as ``state`` has gradients.
       device: where the server lives.
+      num_batches: batches there are, which then begin anew; or None.
       stops: numbers of gradients after which the state is kept for :meth:`wait`.
+
+    Attributes:
+      closed: set when no gradient is wanted any more.
     """
 
     def __init__(self, apply: Callable[..., Held], state: State, log: Log,
-                 device: jax.Device, stops: Collection[int] = ()):
+                 device: jax.Device, num_batches: Optional[int] = None,
+                 stops: Collection[int] = ()):
         self._apply, self._state, self._log, self._device = apply, state, log, device
         self._stops, self._kept = frozenset(stops), {}
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
         self._failure: Optional[BaseException] = None
-        count = log.count
-        # From the end: the least comes first, but a lost one before it.
-        self._batches = np.setdiff1d(np.arange(len(log)), log.batch[:count])[::-1].tolist()
-        self._zero = time.perf_counter() - (log.finish_time[count - 1] if count else 0.0)
+        self.closed = threading.Event()
+        past = log.batch[:log.count]
+        self._next = int(past.max(initial=-1)) + 1
+        self._lost = np.setdiff1d(np.arange(self._next), past).tolist()
+        self._num_batches = num_batches
+        self._zero = time.perf_counter() - (log.finish_time[log.count - 1] if log.count else 0.0)
 
     def pull(self, worker: int) -> Optional[Pulled]:
         """Reads the newest parameters; None when no gradient is wanted any more."""
@@ -84,7 +92,7 @@ class Server:
         sent = sent._replace(**jax.device_put(arrays, self._device))
         with self._lock:
             state, now = self._state, self._now()
-            if self._failure is not None:
+            if self.closed.is_set():
                 return None
             arrival = Arrival(
                 np.int32(self._version(state.count) - pulled.version), np.int32(pulled.worker),
@@ -97,24 +105,21 @@ class Server:
                              sent.loss)
             if state.count in self._stops:
                 self._kept[state.count] = state
+            if state.count == len(self._log):
+                self.closed.set()
             self._arrived.notify_all()
             return self._pull(pulled.worker)
 
     def lost(self, pulled: Pulled) -> None:
         """Takes back a batch whose gradient will never arrive."""
         with self._lock:
-            self._batches.append(pulled.batch)
-
-    def wants(self) -> bool:
-        """Tells whether there are batches that nobody has pulled."""
-        with self._lock:
-            return bool(self._batches)
+            self._lost.append(pulled.batch)
 
     def fail(self, error: BaseException) -> None:
         """Stops: a worker cannot go on."""
         with self._lock:
             self._failure = self._failure or error
-            self._batches.clear()
+            self.closed.set()
             self._arrived.notify_all()
 
     def wait(self, stop: int) -> Optional[State]:
@@ -134,16 +139,22 @@ class Server:
             return self._kept.pop(stop, None)
 
     def close(self) -> None:
-        """Wants no more gradients."""
+        """Wants no more gradients; what is being computed is lost."""
         with self._lock:
-            self._batches.clear()
+            self.closed.set()
 
     def _pull(self, worker):
-        if not self._batches:
+        if self.closed.is_set():
             return None
+        if self._lost:
+            batch = self._lost.pop()
+        else:
+            batch, self._next = self._next, self._next + 1
+        if self._num_batches is not None:
+            batch %= self._num_batches
         state = self._state
-        return Pulled(worker, self._batches.pop(), self._version(state.count), self._now(),
-                      state.held.params, state.worker_states[worker])
+        return Pulled(worker, batch, self._version(state.count), self._now(), state.held.params,
+                      state.worker_states[worker])
 
     def _version(self, count):
         return count // self._log.gradients_per_update

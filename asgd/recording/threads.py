@@ -3,7 +3,6 @@
 import os
 import socket
 import threading
-import time
 from typing import Any, Callable
 
 import jax
@@ -17,14 +16,15 @@ class ThreadWorkers:
 
     Args:
       gradients: what is computed.
-      num_workers: number of threads; worker w computes on device w modulo their number.
+      num_workers: number of threads; worker w computes on device w modulo their number. The
+        server lives on device 0.
       devices: the devices.
       sleep: function from a worker to the seconds that it sleeps before its next push.
     """
 
     def __init__(self, gradients: Gradients, num_workers: int, devices: list[jax.Device],
                  sleep: Callable[[int], float]):
-        self._gradients, self._sleep = gradients, sleep
+        self._gradients, self.sleep = gradients, sleep
         self._devices = [devices[w % len(devices)] for w in range(num_workers)]
         self._threads: list[threading.Thread] = []
 
@@ -61,8 +61,8 @@ class ThreadWorkers:
             while pulled is not None:
                 sent = self._gradients(pulled.params, pulled.worker_state, pulled.batch, worker,
                                        self._devices[worker])
-                if (seconds := self._sleep(worker)) > 0:
-                    time.sleep(seconds)
+                if (seconds := self.sleep(worker)) > 0:
+                    server.closed.wait(seconds)
                 pulled = server.push(pulled, sent)
         except BaseException as error:
             server.fail(error)

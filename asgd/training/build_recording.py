@@ -26,8 +26,6 @@ def _sleep(config):
     scale = config.recording.sleep
     if not scale:
         return None
-    if config.cluster.times_from:
-        raise ConfigError("mode='record' and cluster.times_from do not fit: sleeps follow compute_time")
     config = config.copy_and_resolve_references()
     config.cluster.compute_time.mean *= scale
     config.cluster.pull_time *= scale

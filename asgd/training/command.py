@@ -1,6 +1,6 @@
 """What the command lines share: a config flag, one clear line on failure, exit codes.
 
-Exit codes: 0 done, 1 a run-time failure, 2 a config or flag that cannot be used.
+Exit codes: 0 done, 1 a run-time failure, 2 a config or flag that cannot be used, 130 interrupted.
 """
 
 import logging
@@ -58,6 +58,8 @@ def run(argv: list[str], do: Callable[[], None]) -> None:
         do()
     except (validation.ConfigError, datasets.DatasetNotPrepared) as error:
         fail(2, f"{argv[0]}: {error}")
+    except KeyboardInterrupt:
+        fail(130, f"{argv[0]}: interrupted; the same command goes on from the last checkpoint")
     except Exception as error:
         log.debug("failed", exc_info=True)
         fail(1, f"{argv[0]}: {type(error).__name__}: {error}")

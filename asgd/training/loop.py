@@ -83,6 +83,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     if found:
         start, arrays, progress = found
         state = emulator.load(arrays)
+        run.save_record(workdir / run.record, start)
         log.info("Resumed after %d gradients", start)
     else:
         start, progress = 0, {"metrics_bytes": 0, "seconds": 0.0, "evaluation": {}}

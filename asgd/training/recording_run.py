@@ -4,12 +4,10 @@ import dataclasses
 import logging
 from typing import Any, Optional
 
-from asgd.cluster import Trace
 from asgd.cluster.timing import Timing
 from asgd.recording import Log, Recorder
 from asgd.training.cuts import Cuts
 from asgd.training.server_run import ServerRun
-from asgd.training.validation import ConfigError
 
 log = logging.getLogger("asgd")
 
@@ -32,12 +30,7 @@ class RecordingRun(ServerRun):
         return {**super().totals, "gradients_per_second": round(len(self.trace) / seconds, 1)}
 
     def check_record(self, path: Any) -> None:
-        """Takes up what was recorded before."""
-        if path.exists():
-            try:
-                self.trace.past = Trace.load(path)
-            except ValueError as error:
-                raise ConfigError(f"workdir: {error}: choose a new workdir") from None
+        """Nothing to check: a recording follows no trace, and its checkpoints have all of its own."""
 
     def save_record(self, path: Any, stop: Optional[int] = None) -> None:
         """Writes the trace of the first ``stop`` gradients, if any."""
@@ -46,8 +39,8 @@ class RecordingRun(ServerRun):
 
     def emulator(self, params: Any, model_state: Any, config: Any, cuts: list[int]) -> Any:
         """Returns what records the run."""
-        cuts = Cuts(config, self)
-        return Recorder(
+        cuts = Cuts(config, self)  # States are kept where they are looked at, which is not at all cuts.
+        recorder = Recorder(
             self.task.loss_fn, self.tx, params, self.task.batches(self.sampler), self.trace,
             recorder=config.recorder, num_devices=config.emulation.num_devices, sleep=self.sleep,
             worker_tx=self.worker_tx, layout=config.emulation.layout, seed=config.seed,
@@ -56,6 +49,9 @@ class RecordingRun(ServerRun):
                  "cpus_per_worker": config.recording.cpus_per_worker,
                  "gpus_per_worker": config.recording.gpus_per_worker},
             stops=cuts.evaluations | cuts.checkpoints)
+        self.trace.metadata["recording"] |= {"batch_size": config.batch_size,
+                                             "dataset": config.dataset.name}
+        return recorder
 
     def close(self, emulator: Any) -> None:
         """Stops the workers."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from asgd.training.fields import ConfigError, check_number, check_one_of, get_fi
 from asgd.transforms import rule_from_text
 from asgd.workloads import datasets, models, text
 
+log = logging.getLogger("asgd")
 GOSSIP_ALGORITHMS = ("dsgd", "p_asgd", "c_asgd", "pc_asgd", "pc_asgd_pv", "ad_psgd")
 AVERAGING_ALGORITHMS = ("delayed_averaging", "local_sgd", "elastic_averaging", "async_diloco")
 
@@ -44,7 +46,8 @@ def validate(config: Any) -> None:
         check_number(config, name, least=1)
     for name in ("seed", "cluster.softsync_n", "emulation.waves_per_call"):
         check_number(config, name, least=0)
-    for name in ("recording.sleep", "recording.cpus_per_worker", "recording.gpus_per_worker",
+    check_number(config, "recording.sleep", least=0, most=1e6)
+    for name in ("recording.cpus_per_worker", "recording.gpus_per_worker",
                  "learning_rate", "weight_decay", "clip_norm", "warmup_epochs",
                  "cluster.pull_time", "cluster.push_time", "compensation.eps"):
         check_number(config, name, least=0)
@@ -175,7 +178,8 @@ def _recording(config):
         raise ConfigError(f"mode='record' and cluster.protocol={protocol!r} do not fit: it must be "
                           f"{' or '.join(cluster_fields.NEVER_WAITING)}, so algorithm one of those with "
                           "staleness")
-    for name, allowed in (("cluster.pull", "after"), ("emulation.snapshot_dtype", ""),
+    for name, allowed in (("cluster.pull", "after"), ("cluster.times_from", ""),
+                          ("emulation.snapshot_dtype", ""),
                           ("emulation.events_per_device", 1)):
         if get_field(config, name) != allowed:
             refuse(name, f"it must be {allowed!r}")
@@ -202,7 +206,7 @@ def check_trace(config: Any, trace: Any) -> None:
             f"algorithm={config.algorithm!r} and trace_path={config.trace_path!r} do not fit: "
             f"the gradient at row {stale[0]} has staleness {trace.staleness[stale[0]]}, "
             "and a synchronous algorithm has none")
-    if "recording" in trace.metadata and trace.num_workers != config.cluster.num_workers:
+    if isinstance(trace.metadata.get("recording"), dict) and trace.num_workers != config.cluster.num_workers:
         raise ConfigError(f"trace_path={config.trace_path!r} was recorded with {trace.num_workers} "
                           f"workers, but cluster.num_workers={config.cluster.num_workers}")
     if config.num_gradients is not None and config.num_gradients > len(trace):
@@ -211,9 +215,10 @@ def check_trace(config: Any, trace: Any) -> None:
 
 
 def check_model(config: Any, trace: Any, task: Any) -> None:
-    """Raises ConfigError when a trace was recorded with another model."""
-    theirs = trace.metadata.get("model")
-    if theirs is None:
+    """Raises ConfigError when a trace was recorded with another model; warns of other data."""
+    recording = trace.metadata.get("recording")
+    theirs = recording.get("params") if isinstance(recording, dict) else None
+    if not isinstance(theirs, dict):
         return
     from asgd.recording.recorder import signature
 
@@ -225,6 +230,11 @@ def check_model(config: Any, trace: Any, task: Any) -> None:
             f"trace_path={config.trace_path!r} was recorded with another model than model.name="
             f"{config.model.name!r} with {config.dataset.name}: parameter {name} was "
             f"{theirs.get(name, 'not there')}, and is {mine.get(name, 'not there')}")
+    now = {"seed": config.seed, "batch_size": config.batch_size, "dataset": config.dataset.name}
+    for name, value in now.items():
+        if recording.get(name, value) != value:
+            log.warning("%s was recorded with %s=%s, and is replayed with %s: it will not end with the "
+                        "same parameters", config.trace_path, name, recording[name], value)
 
 
 def check_unchanged(config: Any, path: Any) -> None:

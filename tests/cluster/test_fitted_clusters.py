@@ -111,18 +111,22 @@ def test_lost_gradients_and_restarts_are_no_times():
         np.testing.assert_allclose(found, true[worker][kept[trace.worker == worker]], atol=1e-9)
 
 
-def test_workers_with_few_times_share_everyones():
-    rows = [(w, k, k + 1.0 + w) for w, n in enumerate((30, 10, 9, 0)) for k in range(n)]
+def test_workers_with_few_times_share_everyones_law_and_keep_their_mean():
+    lasting = {0: [1.0, 3.0] * 15, 1: [1.5, 2.5] * 5, 2: [300.0] * 9}
+    rows = [(w, 400.0 * k, 400.0 * k + t) for w, times in lasting.items() for k, t in enumerate(times)]
     fitted = timing.fit(events(rows, {}, num_workers=4), ("empirical",))
     assert [fit.pooled for fit in fitted.fits] == [False, False, True, True]
     assert [fit.num_times for fit in fitted.fits] == [30, 10, 49, 49]
     assert [fit.worker for fit in fitted.fits] == [0, 1, 2, 3]
-    for law in fitted.compute[2:]:
-        assert sorted(law.samples) == [1.0] * 30 + [2.0] * 10 + [3.0] * 9
-    alone = timing.fit(events([(0, *row[1:]) for row in rows], {})).fits[0]
-    pooled = timing.fit(events(rows, {}, num_workers=4)).fits[3]
-    assert pooled.distribution.name == alone.distribution.name
-    assert pooled[4:] == pytest.approx(alone[4:], rel=1e-9)
+    assert fitted.compute[2].mean == pytest.approx(300)  # A straggler has few gradients.
+    everybody = (60 + 20 + 2700) / 49
+    for law, mean in zip(fitted.compute[2:], (300, everybody), strict=True):
+        np.testing.assert_allclose(
+            np.sort(law.samples), mean * np.repeat([0.5, 0.75, 1.0, 1.25, 1.5], [15, 5, 9, 5, 15]), rtol=1e-12)
+    family = timing.fit(events(rows, {}, num_workers=4), ("gamma",))
+    for law, mean in zip(family.compute[2:], (300, everybody), strict=True):
+        assert law.mean == pytest.approx(mean, rel=1e-12)
+    assert family.compute[2].parameters == family.compute[3].parameters
     assert timing.fit(events(rows[:1], {})).compute == (timing.constant(1.0),)
 
 

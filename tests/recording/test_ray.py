@@ -15,8 +15,10 @@ import pytest
 import asgd
 from asgd.cluster import protocols, timing
 from asgd.recording import Log, Recorder
+from asgd.training import loop
+from configs import digits
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 TX = asgd.dc_asgd_a(0.005, momentum=0.5, num_workers=3)
 TOTAL = 5000  # More than there is time for: it ends when the worker is back.
 
@@ -31,6 +33,13 @@ def problem():
     params = {"in": rng.normal(size=(5, 7)).astype(np.float32), "out": rng.normal(size=7).astype(np.float32)}
     rows = {"x": rng.normal(size=(50, 5)).astype(np.float32), "y": rng.normal(size=50).astype(np.float32)}
     return params, asgd.IndexedBatches(rows, lambda n: np.asarray(n)[:, None] * 3 % 47 + np.arange(4) % 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +98,17 @@ def test_it_replays_to_the_same_bits(killed):
         np.testing.assert_array_equal(replay.losses, real.losses)
         for mine, theirs in zip(jax.tree.leaves(replay.params), jax.tree.leaves(real.params)):
             assert np.asarray(mine).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_a_run_to_its_end(tmp_path):
+    config = digits.get_config()
+    config.update({"num_gradients": 30, "log_every": 10, "learning_rate": 0.05, "mode": "record",
+                   "recorder": "ray"})
+    config.model.hidden = (16,)
+    config.cluster.num_workers = 2
+    config.cluster.slowdown = ()
+    result = loop.train(config, tmp_path / "real")
+    config.mode, config.trace_path = "emulate", str(tmp_path / "real/trace.npz")
+    replay = loop.train(config, tmp_path / "replay")
+    assert replay["params_digest"] == result["params_digest"]
+    assert (tmp_path / "real/metrics.jsonl").read_text() == (tmp_path / "replay/metrics.jsonl").read_text()

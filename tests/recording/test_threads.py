@@ -36,6 +36,17 @@ def problem(total, seed=0):
     return params, batches
 
 
+def check_trace(trace, count):
+    """Every worker read the newest version there was, and batches were given out in order."""
+    assert len(trace) == count and (np.diff(trace.finish_time) >= 0).all()
+    made = trace.finish_time[trace.updates]
+    np.testing.assert_array_equal(np.searchsorted(made, trace.start_time, side="right"), trace.read_version)
+    # Of those that were given out, at most one for each worker has not arrived.
+    numbers = np.unique(trace.batch)
+    assert len(numbers) == count and numbers.max() < count + trace.num_workers
+    assert (np.diff(trace.batch[np.argsort(trace.start_time, kind="stable")]) > 0).all()
+
+
 def check_replay(loss, tx, params, batches, real, **options):
     replay = asgd.emulate(loss, tx, params, real.trace, batches, **options)
     assert bits(replay.params) == bits(real.params)
@@ -43,21 +54,33 @@ def check_replay(loss, tx, params, batches, real, **options):
     np.testing.assert_array_equal(replay.losses, real.losses)
 
 
+def damped_by_delay_and_worker():
+    def update_fn(updates, state, params=None, *, delay, worker, **extra_args):
+        return jax.tree.map(lambda g: g / (1 + 100 * delay + worker), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update_fn)
+
+
 def test_ten_recordings_differ_and_each_replays_to_its_own_bits():
-    params, batches = problem(60)
-    tx = asgd.dc_asgd_a(0.005, momentum=0.9, num_workers=4)
+    params, batches = problem(70)
+
+    def rows(numbers):
+        return {name: x[numbers] for name, x in batches.items()}
+
+    # Everything that the server is told has its part.
+    tx = optax.chain(damped_by_delay_and_worker(), asgd.dc_asgd_a(0.005, momentum=0.9, num_workers=4))
     orders, ends = set(), set()
     for number in range(10):
-        real = asgd.record(mlp, tx, params, batches, num_workers=4, num_gradients=60, num_devices=4)
+        real = asgd.record(mlp, tx, params, rows, num_workers=4, num_gradients=60, num_devices=4)
         trace = real.trace
-        assert len(trace) == 60 and trace.num_workers == 4 and trace.staleness.max() > 0
-        assert sorted(trace.batch.tolist()) == list(range(60))
+        assert trace.num_workers == 4 and trace.staleness.max() > 0
+        check_trace(trace, 60)
         orders.add(trace.worker.tobytes() + trace.batch.tobytes())
         ends.add(b"".join(bits(real.params)))
-        check_replay(mlp, tx, params, batches, real, num_devices=(1, 2, 4)[number % 3])
+        check_replay(mlp, tx, params, rows, real, num_devices=(1, 2, 4)[number % 3])
     assert len(orders) > 1 and len(ends) > 1
     for devices in (1, 2, 4):
-        check_replay(mlp, tx, params, batches, real, num_devices=devices)
+        check_replay(mlp, tx, params, rows, real, num_devices=devices)
 
 
 def test_convolutions_batch_norm_and_what_workers_do():
@@ -124,37 +147,37 @@ def test_other_optimizers_replay_what_was_recorded():
 
 
 def test_what_happens_is_what_is_written():
-    # f = b x^2 / 2 with the rate 1/2: x <- x - b x_read / 2. The batch of number 0 is held back until
-    # those of numbers 1, 2 and 3 were pushed by the other worker.
-    pushed = threading.Event()
+    # f = b x^2 / 2 with the rate 1/2: x <- x - b x_read / 2. Batch 0 is held back until the other worker
+    # has pushed 1, 2 and 3; that one then waits for the slow one to come back.
+    pushed, back, slow_thread = threading.Event(), threading.Event(), []
 
     def batches(numbers):
-        if numbers[0] == 4:
-            pushed.set()
-        if numbers[0] == 0 and threading.current_thread().name.startswith("worker"):
-            assert pushed.wait(timeout=60)
+        name = threading.current_thread().name
+        if name.startswith("worker"):
+            if numbers[0] == 0:
+                slow_thread.append(name)
+                assert pushed.wait(timeout=60)
+            elif name in slow_thread:
+                back.set()
+            elif numbers[0] == 4:
+                pushed.set()
+                assert back.wait(timeout=60)
         return 1.0 + np.asarray(numbers, np.float32)
 
-    class Held(Recorder):
-        def compile(self, state):
-            pushed.set()
-            super().compile(state)
-            pushed.clear()
-
-    log = Log(protocols.asynchronous(), 2, 5)
-    run = Held(lambda x, b: 0.5 * b * x**2, optax.sgd(0.5), jnp.float32(1.0), batches, log)
+    log = Log(protocols.asynchronous(), 2, 7)
+    run = Recorder(lambda x, b: 0.5 * b * x**2, optax.sgd(0.5), jnp.float32(1.0), batches, log)
     state, losses = run.run(run.init())
     run.close()
     trace = log.trace()
-    slow = trace.worker[trace.batch.tolist().index(0)]
     x, versions, expected = np.float32(1), [np.float32(1)], []
     for batch, read in zip(trace.batch, trace.read_version):
         b = np.float32(1 + batch)
         expected.append(0.5 * b * versions[read] ** 2)
         x = x - np.float32(0.5) * b * versions[read]
         versions.append(x)
-    assert (trace.worker[trace.batch > 0][:3] != slow).all()
-    assert trace.staleness[trace.batch == 0] >= 3 and trace.batch[:3].tolist() == [1, 2, 3]
+    assert trace.batch[:4].tolist() == [1, 2, 3, 0] and trace.staleness[:4].tolist() == [0, 0, 0, 3]
+    slow = int(slow_thread[0].split()[1])
+    assert trace.worker[:4].tolist() == [1 - slow] * 3 + [slow]
     assert run.params(state) == x
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
@@ -177,28 +200,40 @@ def test_times_contain_the_sleeps_and_follow_each_other():
 
 
 def test_goes_on_from_what_was_saved():
-    params, batches = problem(50)
+    params, batches = problem(60)
     tx = asgd.dc_asgd_a(0.005, momentum=0.5, num_workers=3)
 
-    def recorder(past=None, **options):
-        return Recorder(mlp, tx, params, batches, Log(protocols.asynchronous(), 3, 50, past),
-                        worker_tx=optax.trace(0.5), **options)
+    def recorder(**options):
+        return Recorder(mlp, tx, params, lambda n: {name: x[n] for name, x in batches.items()},
+                        Log(protocols.asynchronous(), 3, 50), worker_tx=optax.trace(0.5), **options)
 
     first = recorder(stops=(20,))
     state, losses = first.run(first.init(), 0, 20)
-    saved, past = first.save(state), first.log.trace(25 if first.log.count >= 25 else 20)
+    saved = first.save(state)
     first.close()
-    second = recorder(past)
+    second = recorder(layout="replicated")  # Which changes nothing.
     state, rest = second.run(second.load(saved), 20, 50)
     second.close()
     trace = second.log.trace()
-    assert sorted(trace.batch.tolist()) == list(range(50))
-    assert (trace.start_time[20:] >= trace.finish_time[19]).all()
-    assert (trace.read_version[20:] >= 20).all()  # What was in flight is lost.
+    assert trace.head(20) == asgd.Trace(**{
+        name: getattr(first.log.trace(20), name) for name in COLUMNS}, num_workers=3, metadata=trace.metadata)
+    # What was in flight is lost, and its batches come before new ones.
+    assert (trace.start_time[20:] >= trace.finish_time[19]).all() and (trace.read_version[20:] >= 20).all()
+    missing = set(range(trace.batch[:20].max())) - set(trace.batch[:20].tolist())
+    assert missing <= set(trace.batch[20:].tolist())
+    assert len(set(trace.batch.tolist())) == 50 and trace.batch.max() < 53
     real = asgd.RecordingResult(second.params(state), np.concatenate([losses, rest]), None, trace)
     check_replay(mlp, tx, params, batches, real, num_devices=2, worker_tx=optax.trace(0.5))
-    with pytest.raises(ValueError, match="shorter than a checkpoint of 20 gradients"):
-        recorder(past.head(19)).load(saved)
+
+
+def test_a_straggler_does_not_hold_up_the_end():
+    params, batches = problem(30)
+    sleep = timing.Timing(timing.constant(0.001), slowdown=[1.0, 1.0, 60_000.0])
+    trace = asgd.record(mlp, optax.sgd(0.01), params, batches, num_workers=3, num_gradients=30,
+                        sleep=sleep).trace
+    assert set(trace.worker) == {0, 1} and trace.finish_time[-1] < 60
+    # The rows of a tree begin anew.
+    assert (trace.batch < 30).all()
 
 
 def test_a_worker_that_fails_ends_the_run():
@@ -242,4 +277,3 @@ def test_bad_arguments(options, message):
 def test_signature_names_what_differs():
     assert signature({"a": jnp.ones((2, 3)), "b": [jnp.int32(1)]}) == {
         "['a']": "float32[2, 3]", "['b'][0]": "int32[]"}
-    assert set(COLUMNS) <= set(dir(Log(protocols.asynchronous(), 1, 1)))

@@ -9,6 +9,7 @@ import pytest
 from asgd import compare
 from asgd.cluster import Trace, protocols, simulate, timing
 from asgd.training import loop, validation
+from asgd.training.build import build
 from asgd.training.validation import ConfigError
 from configs import digits
 
@@ -52,9 +53,9 @@ def test_files_and_metrics_are_those_of_its_replay(recorded, tmp_path, read_metr
 
 def test_the_same_command_again_changes_nothing(recorded):
     workdir, result = recorded
-    before = (workdir / "trace.npz").read_bytes()
+    before = Trace.load(workdir / "trace.npz")
     assert loop.train(small(), workdir) == result
-    assert (workdir / "trace.npz").read_bytes() == before
+    assert Trace.load(workdir / "trace.npz") == before
 
 
 def test_an_interrupted_recording_goes_on(tmp_path, interrupted, read_metrics):
@@ -62,10 +63,13 @@ def test_an_interrupted_recording_goes_on(tmp_path, interrupted, read_metrics):
     saves = interrupted(config, tmp_path / "a")
     assert saves[-1] == 32
     first = Trace.load(tmp_path / "a/trace.npz")
+    # The trace is for others: what a recording goes on from is in its checkpoints.
+    (tmp_path / "a/trace.npz").write_text("damaged")
+    config.emulation.layout = "replicated"
     result = loop.train(config, tmp_path / "a")
     trace = Trace.load(tmp_path / "a/trace.npz")
     assert len(first) == 32 and len(trace) == 60 and trace.head(32) == first
-    assert sorted(trace.batch.tolist()) == list(range(60))
+    assert len(set(trace.batch.tolist())) == 60 and trace.batch.max() < 63
     assert (trace.read_version[32:] >= 32).all()
     assert [line["step"] for line in read_metrics(tmp_path / "a")] == list(range(1, 61))
     replayed = loop.train(replay_of(tmp_path / "a", log_every=1), tmp_path / "b")
@@ -93,6 +97,7 @@ def test_sleeps_are_the_clusters_times(tmp_path):
     ({"trace_path": "t.npz"}, "trace_path='t.npz' do not fit: a recording makes a trace"),
     ({"emulation__snapshot_dtype": "bfloat16"}, "emulation.snapshot_dtype='bfloat16' do not fit"),
     ({"recording__sleep": -1.0}, "recording.sleep must be a number at least 0"),
+    ({"recording__sleep": 1e300}, "recording.sleep must be a number at least 0 and at most 1e"),
 ])
 def test_what_cannot_be_recorded_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
@@ -115,11 +120,20 @@ def test_a_trace_of_something_else_is_refused_before_anything_runs(recorded, tmp
         with pytest.raises(ConfigError, match="trace.npz is not a trace, or only a part of one"):
             loop.train(replay_of(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    # A recording does not go on from a trace that is damaged either, and leaves it as it is.
-    shutil.copytree(workdir, tmp_path / "damaged")
-    (tmp_path / "damaged/trace.npz").write_bytes(content[:100])
-    with pytest.raises(ConfigError, match="workdir: .*trace.npz is not a trace"):
-        loop.train(small(), tmp_path / "damaged")
+
+
+def test_other_data_are_warned_of(recorded, tmp_path, caplog):
+    workdir, _ = recorded
+    with caplog.at_level("WARNING", logger="asgd"):
+        build(replay_of(workdir))
+        assert not caplog.records
+        build(replay_of(workdir, seed=5, batch_size=16))
+    assert [record.getMessage().split("was recorded with ")[1] for record in caplog.records] == [
+        "seed=0, and is replayed with 5: it will not end with the same parameters",
+        "batch_size=32, and is replayed with 16: it will not end with the same parameters"]
+    # Metadata are anybody's, and no reason to refuse.
+    Trace([0, 1], [0, 0], metadata={"recording": "by hand", "model": "mlp"}).save(tmp_path / "t.npz")
+    assert len(build(small(mode="emulate", trace_path=str(tmp_path / "t.npz"), num_gradients=2)).trace) == 2
 
 
 def test_algorithms_are_compared_on_one_recording(tmp_path):
@@ -127,7 +141,7 @@ def test_algorithms_are_compared_on_one_recording(tmp_path):
     rows = compare.compare(config, tmp_path, ["asgd", "dc_asgd_a"], [0.05, 1e30])
     trace = Trace.load(tmp_path / "recording/trace.npz")
     for row in rows:
-        folder = tmp_path / f"{row['algorithm']}-{row['learning_rate']:g}"
+        folder = tmp_path / f"{row['algorithm']}-{row['learning_rate']!r}"
         assert Trace.load(folder / "trace.npz") == trace
     assert [(row["algorithm"], row["learning_rate"]) for row in rows] == [
         (name, rate) for name in ("asgd", "dc_asgd_a") for rate in (0.05, 1e30)]
@@ -142,6 +156,10 @@ def test_algorithms_are_compared_on_one_recording(tmp_path):
     assert len(lines) == 6 and digests[0][:12] in lines[2] and "loss is" in lines[3]
     with pytest.raises(ConfigError, match="algorithm must be one of sgd, ssgd, asgd"):
         compare.compare(config, tmp_path / "other", ["asgd", "dsgd"], [])
+    with pytest.raises(ConfigError, match="--algorithms must name at least one"):
+        compare.compare(config, tmp_path, [], [])
+    with pytest.raises(ConfigError, match="algorithm must be one of sgd, ssgd, asgd, .*got 'dsgd'"):
+        compare.compare(small(mode="emulate", algorithm="dsgd"), tmp_path, ["asgd"], [])
     with pytest.raises(ConfigError, match="algorithm='ssgd' and trace_path"):
         compare.compare(config, tmp_path, ["asgd", "ssgd"], [])
 
@@ -150,7 +168,7 @@ def test_algorithms_are_compared_on_one_simulated_trace(tmp_path):
     config = small(mode="emulate", num_gradients=40)
     rows = compare.compare(config, tmp_path, ["asgd", "dc_asgd_c"], [])
     traces = [Trace.load(tmp_path / name / "trace.npz")
-              for name in (".", f"asgd-{config.learning_rate:g}", f"dc_asgd_c-{config.learning_rate:g}")]
+              for name in (".", f"asgd-{config.learning_rate!r}", f"dc_asgd_c-{config.learning_rate!r}")]
     assert traces[0] == traces[1] == traces[2] and len(traces[0]) == 40
     assert [row["gradients"] for row in rows] == [40, 40]
 
@@ -167,5 +185,5 @@ def test_a_cluster_has_the_times_of_a_recording(recorded, tmp_path):
     for name, message in (("missing.npz", "No such file"), ("empty.csv", "at least one gradient")):
         with pytest.raises(ConfigError, match=f"^cluster.times_from: .*{message}"):
             loop.train(small(mode="emulate", cluster__times_from=str(tmp_path / name)), tmp_path / "run")
-    with pytest.raises(ConfigError, match="cluster.times_from do not fit"):
-        loop.train(small(cluster__times_from=path, recording__sleep=1.0), tmp_path / "run")
+    with pytest.raises(ConfigError, match="cluster.times_from='.*' do not fit"):
+        validation.validate(small(cluster__times_from=path))

@@ -159,6 +159,21 @@ def empirical(samples: Sequence[float]) -> Distribution:
     )
 
 
+def scaled(distribution: Distribution, factor: float) -> Distribution:
+    """Returns the distribution of times that are `factor` > 0 times as long.
+
+    Example:
+        >>> scaled(shifted_exponential(shift=0.5, mean=2.0), 2.0)
+        Distribution(name='shifted_exponential', mean=4.0, parameters=(('shift', 1.0),))
+    """
+    factor = number("factor", factor, above=0.0)
+    if distribution.samples is not None:
+        return empirical(distribution.samples * factor)
+    parameters = tuple((name, factor * value if name == "shift" else value)
+                       for name, value in distribution.parameters)
+    return Distribution(distribution.name, factor * distribution.mean, parameters)
+
+
 def from_name(distribution: str, mean: float = 1.0, cv: float = 1.0) -> Distribution:
     """Builds a distribution from its name, its mean and its coefficient of variation.
 

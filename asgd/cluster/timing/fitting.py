@@ -44,7 +44,8 @@ class WorkerFit(NamedTuple):
         worker: Whose it is.
         distribution: The law.
         num_times: How many times it was fitted to.
-        pooled: Whether these are all workers' times, since this one has fewer than 10.
+        pooled: Whether these are all workers' times, each over its own worker's mean, since this
+            one has fewer than 10. The law is scaled to the worker's mean (everybody's if it has none).
         log_likelihood: Sum of log f(t) over the times; inf for constant, None for empirical ones.
         aic: 2 k - 2 log_likelihood with k fitted parameters, likewise -inf or None. A least time
             (of shifted exponential and Pareto times) counts twice, as for it twice the logarithm
@@ -121,7 +122,8 @@ def fit(trace: Any, distributions: Sequence[str] = laws.NAMES) -> FittedTiming:
     their number.
 
     Args:
-        trace: A `Trace`. A worker with fewer than 10 times gets the law of all workers' times.
+        trace: A `Trace`. A worker with fewer than 10 times gets the law of all workers' times,
+            each over its worker's mean, and the mean of its own.
         distributions: Families to choose from, among `NAMES`; or "empirical" alone, which
             resamples the measured times. "constant" is for times whose standard deviation is
             below 1e-6 of their mean. Laws of infinite mean (Pareto of shape <= 1) are left out,
@@ -154,8 +156,11 @@ def fit(trace: Any, distributions: Sequence[str] = laws.NAMES) -> FittedTiming:
             fits.append(WorkerFit(worker, *_best(own, names, f"worker {worker}", pooled=False)))
             continue
         if everyones is None:
-            everyones = _best(np.concatenate(times), names, "all workers", pooled=True)
-        fits.append(WorkerFit(worker, *everyones))
+            relative = [each / each.mean() for each in times if each.any()] or times
+            everyones = _best(np.concatenate(relative), names, "all workers", pooled=True)
+        law, *measures = everyones
+        mean = own.mean() if own.any() else np.concatenate(times).mean()
+        fits.append(WorkerFit(worker, laws.scaled(law, mean / law.mean), *measures))
     return FittedTiming(tuple(found.distribution for found in fits), fits=tuple(fits))
 
 
