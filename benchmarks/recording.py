@@ -3,8 +3,9 @@
 ``recordings`` of the same thing are ``different`` in who came when, and each is replayed on 1, 2 and 4
 devices; ``same_bits`` counts replays that end with the parameters and losses of their recording.
 
-``throughput_ratio`` is gradients per second of threads that are recorded over those of the same threads
-with neither clock nor log, medians and quartiles of pairs timed in turn; ``log_microseconds`` is what
+``throughput_ratio`` is gradients per second while threads are recorded over those while the same threads
+have neither clock nor log: blocks of 10 gradients of one run, drawn at random, medians and a bootstrap's 95 per
+cent interval; ``log_microseconds`` is what
 writing one row takes, and ``log_share`` that over the seconds between two gradients. ``staleness`` is the
 mean of a recording, ``simulated`` that of as many gradients of a cluster with the times that
 `asgd.cluster.timing.fit` found in it, ``distance`` the total variation between the two laws of staleness, and
@@ -26,32 +27,40 @@ import asgd
 from asgd.cluster import protocols, timing
 from asgd.recording import Log, Recorder, server
 from asgd.workloads import datasets, models, sampling, task as task_lib
-from benchmarks import measure
 
 DEVICES = (4,)
 WORKERS = 4
 RECORDINGS = 10
+BLOCK = 10
 _SLOW = [1.0, 1.0, 1.0, 4.0]
 
 
-class _Unwritten(Log):
-    """Counts gradients, and remembers nothing of them."""
+class _Sometimes(Log):
+    """Writes rows, or not, in blocks of gradients, at random; remembers when each block ended."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.losses = np.zeros(len(self))
+        self.written = np.random.default_rng(0).random(len(self) // BLOCK + 1) < 0.5
+        self.ends, self.on = [], self.written[0]
 
     def append(self, *row):
-        self.count += 1
+        if self.on:
+            super().append(*row)
+        else:
+            self.count += 1
+        if self.count % BLOCK == 0:
+            self.ends.append(time.perf_counter())
+            self.on = self.written[self.count // BLOCK]
 
 
-class _Clockless(server.Server):
+class _SometimesClocked(server.Server):
     def _now(self):
-        return 0.0
+        return super()._now() if self._log.on else 0.0
 
 
-class _Unrecorded(Recorder):
-    server_type = _Clockless
+class _SometimesRecorded(Recorder):
+    server_type = _SometimesClocked
 
 
 def rows(options: Any) -> Iterator[dict[str, Any]]:
@@ -62,10 +71,10 @@ def rows(options: Any) -> Iterator[dict[str, Any]]:
         if model in options.models and (recorder == "threads" or _ray()):
             yield {"what": "replay", "model": model, "recorder": recorder, "workers": workers,
                    **_replays(model, gradients, recorder, workers)}
-    for model, gradients in (("mlp", 3000), ("cnn", 400)):
+    for model, gradients in (("mlp", 30_000), ("cnn", 4000)):
         if model in options.models:
             yield {"what": "cost", "model": model, "recorder": "threads", "workers": WORKERS,
-                   **_cost(model, gradients, options.repeats)}
+                   **_cost(model, gradients)}
     law = timing.gamma(0.02, cv=0.5)
     for name, sleep in (("none", None), ("equal", timing.Timing(law)),
                         ("slow", timing.Timing(law, slowdown=_SLOW))):
@@ -111,34 +120,26 @@ def _bits(result):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves((result.params, result.losses))]
 
 
-def _cost(model, gradients, repeats):
-    problem, devices = _problem(model), len(jax.devices())
+def _cost(model, gradients):
+    log = _Sometimes(protocols.asynchronous(), WORKERS, gradients)
+    run = _SometimesRecorded(*_problem(model), log, num_devices=len(jax.devices()))
+    run.run(run.init())
+    run.close()
+    seconds, written = np.diff(log.ends), log.written[1:len(log.ends)]
 
-    def prepare(log_type, recorder_type):
-        def prepared():
-            log = log_type(protocols.asynchronous(), WORKERS, gradients)
-            run = recorder_type(*problem, log, num_devices=devices)
-            state = run.init()
-            run.compile(state)
+    def ratio(rows):
+        return np.median(seconds[rows][~written[rows]]) / np.median(seconds[rows][written[rows]])
 
-            def timed():
-                run.run(state)
-                run.close()
-
-            return timed
-        return prepared
-
-    seconds = measure.interleaved({"recorded": prepare(Log, Recorder),
-                                   "not": prepare(_Unwritten, _Unrecorded)}, repeats)
-    ratios = measure.spread(seconds["not"] / seconds["recorded"])
+    rng, count = np.random.default_rng(0), len(seconds)
+    low, high = np.quantile([ratio(rng.integers(count, size=count)) for _ in range(1000)], [0.025, 0.975])
     log = Log(protocols.asynchronous(), WORKERS, 100_000)
     began = time.perf_counter()
     for event in range(len(log)):
         log.append(1, event, event, time.perf_counter(), time.perf_counter(), np.float32(1))
     row = (time.perf_counter() - began) / len(log)
-    return {"throughput_ratio": ratios["ratio"], "low": ratios["low"], "high": ratios["high"],
-            "log_microseconds": round(1e6 * row, 2),
-            "log_share": f"{row * gradients / np.median(seconds['not']):.2%}"}
+    return {"blocks": count, "throughput_ratio": round(float(ratio(np.arange(count))), 3),
+            "low": round(float(low), 3), "high": round(float(high), 3),
+            "log_microseconds": round(1e6 * row, 2), "log_share": f"{row * BLOCK / np.median(seconds):.2%}"}
 
 
 def _distance(one, other):

@@ -101,21 +101,19 @@ def compensated(num_workers, rate=0.05):
     return asgd.dc_asgd_a(rate, momentum=0.9, num_workers=num_workers)
 
 
+# Every model, trace and transformation is in one case or more.
 # name: (model, trace, server's transformation, workers' transformation)
 CASES = {
     "aware": ("mlp", "softsync", aware(), None),
     "aware_cnn": ("cnn", "dropped", aware(SCHEDULE), None),
     "aware_norm": ("norm", "dropped_asynchronous", aware(), None),
     "dc_a": ("mlp", "asynchronous", compensated(9), None),
-    "dc_a_cnn": ("cnn", "asynchronous", compensated(9), None),
     "dc_a_norm": ("norm", "softsync", compensated(7, SCHEDULE), None),
     "adam": ("mlp", "dropped", AVERAGED(optax.adam(SCHEDULE)), None),
-    "adam_norm": ("norm", "asynchronous", AVERAGED(optax.adam(0.01)), None),
-    "rmsprop": ("cnn", "softsync", AVERAGED(optax.rmsprop(0.01)), None),
+    "rmsprop": ("cnn", "asynchronous", AVERAGED(optax.rmsprop(0.01)), None),
     "lion": ("dropout", "softsync", AVERAGED(optax.lion(SCHEDULE)), optax.trace(0.9)),
-    "clip": ("dropout", "hardsync", aware(), optax.clip_by_global_norm(0.5)),
-    "clip_cnn": ("cnn", "dropped_asynchronous", AVERAGED(optax.adam(0.01)),
-                 optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9))),
+    "clip": ("cnn", "hardsync", aware(),
+             optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9))),
 }
 
 
@@ -128,7 +126,8 @@ def problem(case):
     batches = {"x": rng.normal(size=(len(trace), BATCH, 6, 6, 2)).astype(np.float32),
                "y": rng.integers(CLASSES, size=(len(trace), BATCH)).astype(np.int32)}
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    variables = model.init(rngs, batches["x"][0])
+    shapes = jax.eval_shape(model.init, rngs, batches["x"][0])
+    variables = jax.tree.map(lambda x: rng.normal(scale=0.4, size=x.shape).astype(x.dtype), shapes)
     options = {"worker_tx": worker_tx, "seed": 7}
     if model_name == "norm":
         options["model_state"] = variables["batch_stats"]
@@ -158,11 +157,12 @@ def reference(case):
 
 
 # Between them they have every backend, number of devices, waves per call and layout.
-SOME = [("shard_map", 2, 3, "sharded"), ("pmap", 4, 1, "sharded"),
-        ("shard_map", 8, None, "sharded"), ("jit", 1, 3, "sharded")]
-MORE = [("shard_map", 1, 1, "sharded"), ("pmap", 8, 3, "sharded"),
-        ("shard_map", 4, None, "replicated"), ("pmap", 2, None, "replicated")]
-WAYS = {"aware_cnn": SOME, "aware_norm": SOME[:2], "aware": MORE}
+WAYS = {
+    "aware_cnn": [("shard_map", 2, 3, "sharded"), ("pmap", 4, 1, "sharded")],
+    "aware_norm": [("shard_map", 8, None, "sharded")],
+    "aware": [("shard_map", 1, 1, "sharded"), ("pmap", 8, 3, "sharded"),
+              ("shard_map", 4, None, "replicated"), ("pmap", 2, None, "replicated")],
+}
 
 
 @pytest.mark.parametrize("case, config", [(c, way) for c in WAYS for way in WAYS[c]])
@@ -194,7 +194,7 @@ def test_the_trace_saved_and_loaded(tmp_path):
     (loss, tx, params, trace, batches), options = problem("aware")
     trace.save(tmp_path / "trace.npz")
     loaded = asgd.Trace.load(tmp_path / "trace.npz")
-    result = asgd.emulate(loss, tx, params, loaded, batches, **options, num_devices=2)
+    result = asgd.emulate(loss, tx, params, loaded, batches, **options, backend="jit")
     assert digest(result) == reference("aware")
 
 
@@ -207,18 +207,17 @@ def test_batches_from_a_callable():
         return jax.tree.map(lambda x: x[events], batches)
 
     result = asgd.emulate(
-        loss, tx, params, trace, rows, **options, num_devices=2, waves_per_call=3)
+        loss, tx, params, trace, rows, **options, backend="jit", waves_per_call=3)
     assert digest(result) == reference("aware")
     assert len(asked) > 3 and max(e[-1] for e in asked) == len(trace) - 1
 
 
-@pytest.mark.parametrize("num_devices", [1, 4])
-def test_in_pieces(num_devices):
+def test_in_pieces():
     """Stopped at cuts, a run gives the same bits."""
     args, options = problem("lion")
     trace = args[3]
     emulator = asgd.emulation.Emulator(
-        *args, **options, num_devices=num_devices, cuts=[7, 20], waves_per_call=3)
+        *args, **options, num_devices=4, cuts=[7, 20], waves_per_call=3)
     state, losses = emulator.init(), []
     for start, stop in [(0, 7), (7, 20), (20, len(trace))]:
         state, piece = emulator.run(state, start, stop)
@@ -234,14 +233,14 @@ spec = importlib.util.spec_from_file_location("bits", sys.argv[1])
 bits = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bits)
 devices = bits.jax.device_count()
-result = bits.run("dc_a_norm", "shard_map", devices, None, "sharded")
+result = bits.run("aware_norm", "shard_map", devices, None, "sharded")
 print(json.dumps([devices, bits.digest(result)]))
 """
 
 
-def test_another_process(num_devices=8):
+def test_another_process(num_devices=4):
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(num_devices),
                    "PYTHONPATH": os.pathsep.join(sys.path)}
     out = subprocess.run([sys.executable, "-c", SCRIPT, __file__], env=environment, check=True,
                          capture_output=True, text=True).stdout
-    assert json.loads(out) == [num_devices, reference("dc_a_norm")]
+    assert json.loads(out) == [num_devices, reference("aware_norm")]

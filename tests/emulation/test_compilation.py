@@ -61,8 +61,8 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("num_devices", [1, 4])
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source, num_devices", [
+    ("function", 1), ("indexed on devices", 4), ("indexed on host", 4)])
 def test_calls_of_any_length_are_one_program(source, num_devices, compilations):
     batches = SOURCES[source](np.ones((300, 2, 64), np.float32))
     emulator = make(num_events=300, batches=batches, num_devices=num_devices, waves_per_call=16,
@@ -96,8 +96,7 @@ def test_buffers_are_donated(num_devices):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
-@pytest.mark.parametrize("algorithm", ["asgd", "dc_asgd_a"])
-@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize("num_devices, algorithm", [(1, "asgd"), (4, "dc_asgd_a")])
 def test_rings_are_not_copied(num_devices, algorithm):
     """What the program needs besides its arguments does not grow with the number of rows."""
     few, many = (make(n, 300, num_devices=num_devices, algorithm=algorithm) for n in (8, 40))

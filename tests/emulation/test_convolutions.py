@@ -66,8 +66,8 @@ def problem(ndim, numbers, strides=1, padding="SAME", dilation=1, taps=TAPS, gro
 
 def assert_same_gradients(loss, *args):
     both = tuple(range(len(args)))
-    want = jax.jit(jax.value_and_grad(loss, both))(*args)
-    got = jax.jit(jax.value_and_grad(canonical_convolutions(loss), both))(*args)
+    want, got = jax.jit(lambda *args: [jax.value_and_grad(f, both)(*args) for f in (
+        loss, canonical_convolutions(loss))])(*args)
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert g.shape == w.shape and g.dtype == w.dtype
         np.testing.assert_allclose(g, w, rtol=1e-12, atol=1e-12 * max(1, np.abs(w).max()))
@@ -93,9 +93,11 @@ def test_two_dimensions(case):
     assert_same_gradients(*problem(2, LAYOUTS[2][0], **CASES[case]))
 
 
-@pytest.mark.parametrize("case", ["plain", "strides", "explicit stride 2", "dilated stride 2"])
+# Every axis has a padding, or a stride and a dilation, of its own.
+@pytest.mark.parametrize("case", ["explicit stride 2", "dilated stride 2"])
 @pytest.mark.parametrize("ndim, numbers", [
-    (ndim, numbers) for ndim in LAYOUTS for numbers in LAYOUTS[ndim]])
+    (1, LAYOUTS[1][0]), (1, LAYOUTS[1][1]), (2, LAYOUTS[2][1]), (2, LAYOUTS[2][2]),
+    (3, LAYOUTS[3][0]), (3, LAYOUTS[3][1])])
 def test_layouts_and_dimensions(ndim, numbers, case):
     assert_same_gradients(*problem(ndim, numbers, **CASES[case]))
 
@@ -114,8 +116,8 @@ def test_backward_pass_is_in_the_canonical_layout(numbers):
 def test_within_jit_and_models():
     model = nn.Sequential([nn.Conv(5, (3, 3)), nn.relu, nn.Conv(3, (2, 2), strides=2), jnp.ravel])
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 6, 3)))
-    params = jax.tree.map(lambda p: p.astype(jnp.float64),
-                          model.init(jax.random.key(0), images))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    params = jax.tree.map(lambda p: np.random.default_rng(1).normal(size=p.shape), shapes)
 
     @jax.jit
     def loss(params, images):
@@ -133,8 +135,8 @@ def test_auxiliary_outputs_and_other_arguments():
         return loss(kernel, images) * jax.random.normal(key), {"images": images}
 
     args = kernel, images, jax.random.key(0)
-    want = jax.value_and_grad(with_aux, has_aux=True)(*args)
-    got = jax.value_and_grad(canonical_convolutions(with_aux), has_aux=True)(*args)
+    want, got = (jax.jit(jax.value_and_grad(f, has_aux=True))(*args)
+                 for f in (with_aux, canonical_convolutions(with_aux)))
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12, atol=1e-10), got, want)
 
 

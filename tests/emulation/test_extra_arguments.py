@@ -81,8 +81,8 @@ def _record(name, num_devices, layout):
     return trace, log, result
 
 
-CASES = [(name, *where) for name in ("asynchronous", "softsync", "drops")
-         for where in ((1, "sharded"), (4, "sharded"))] + [("drops", 4, "replicated")]
+CASES = [("asynchronous", 1, "sharded"), ("softsync", 4, "sharded"), ("drops", 4, "sharded"),
+         ("drops", 4, "replicated")]
 every_case = pytest.mark.parametrize("name, num_devices, layout", CASES)
 
 

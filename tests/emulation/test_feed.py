@@ -50,7 +50,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("fits", [True, False])
-@pytest.mark.parametrize("num_devices, waves_per_call", [(1, None), (1, 3), (4, 2)])
+@pytest.mark.parametrize("num_devices, waves_per_call", [(1, 3), (4, 2)])
 def test_all_sources_give_the_same_bits(num_devices, waves_per_call, fits, monkeypatch):
     monkeypatch.setattr(feed, "_fits", lambda *_: fits)
     results = [outcome(make(), num_devices, waves_per_call=waves_per_call)

@@ -216,8 +216,7 @@ def test_no_strength_is_asynchronous_sgd_bit_for_bit():
     assert _emulated(asgd.dc_asgd_c(0.01, 0.5, 0.9), 6) != plain
 
 
-@pytest.mark.parametrize("momentum", [None, 0.9])
-def test_one_worker_is_sequential_sgd_bit_for_bit(momentum):
+def test_one_worker_is_sequential_sgd_bit_for_bit(momentum=0.9):
     def loop(params, batches):
         tx = optax.sgd(0.01, momentum)
 

@@ -4,12 +4,14 @@ import json
 import math
 
 from configs import default
+import flax.linen as nn
 import numpy as np
 import pytest
 
 import asgd
 from asgd.cluster import Trace, protocols, timing
 from asgd.training import build, loop, validation
+from asgd.workloads import models
 
 
 @pytest.fixture
@@ -55,8 +57,8 @@ def test_outputs(config, tmp_path, read_metrics):
 
 
 @pytest.mark.parametrize("options", [
-    {"num_devices": 4}, {"num_devices": 2, "backend": "pmap"}, {"backend": "jit"},
-    {"num_devices": 4, "layout": "replicated"}, {"waves_per_call": 7}])
+    {"num_devices": 2, "backend": "pmap"}, {"backend": "jit"},
+    {"num_devices": 4, "layout": "replicated", "waves_per_call": 7}])
 def test_same_bits_however_executed(config, tmp_path, options):
     expected = loop.train(config, tmp_path / "a")["params_digest"]
     config.emulation.update(options)
@@ -78,17 +80,16 @@ def test_replays_a_trace(config, tmp_path, suffix):
     assert loop.train(config, tmp_path / "b")["params_digest"] == expected
 
 
-@pytest.mark.parametrize("devices", [(1, 4), (4, 2)])
-def test_resumes_with_the_same_bits(config, tmp_path, interrupted, devices):
+def test_resumes_with_the_same_bits(config, tmp_path, interrupted):
     config.algorithm = "dc_asgd_a"
     config.momentum = 0.9
     config.learning_rate = 0.05
     config.cluster.softsync_n = 2
     config.checkpoint.every_gradients = 40
     expected = loop.train(config, tmp_path / "a")
-    config.emulation.num_devices = devices[0]
+    config.emulation.num_devices = 4
     assert interrupted(config, tmp_path / "b") == [40, 80]
-    config.emulation.num_devices = devices[1]
+    config.emulation.num_devices = 2
     result = loop.train(config, tmp_path / "b")
     assert result["params_digest"] == expected["params_digest"]
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
@@ -116,9 +117,21 @@ def test_non_finite_loss_names_the_event_and_keeps_what_was_written(config, tmp_
     assert all(math.isfinite(line["loss"]) for line in lines)
 
 
-def test_batch_norm_model_trains(config, tmp_path):
+class _OneBlock(nn.Module):
+    """The smallest ResNet."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = models._BasicBlock(4, 2)(x, train)
+        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
+def test_batch_norm_model_trains(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(models._MODELS, "resnet20", _OneBlock)
     config.model.name = "resnet20"
-    config.num_gradients = 2
+    config.num_gradients = 6
     config.evaluate_every_epochs = 10.0
     config.batch_size = 2
     expected = loop.train(config, tmp_path / "a")
