@@ -25,7 +25,7 @@ def pad_crop_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Ar
 
     Example:
         >>> images = jnp.full([2, 6, 6, 3], 255, jnp.uint8)
-        >>> pad_crop_flip(jax.random.key(0), images).shape
+        >>> jax.jit(pad_crop_flip)(jax.random.key(0), images).shape
         (2, 6, 6, 3)
     """
     if images.ndim != 4:

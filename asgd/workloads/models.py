@@ -28,7 +28,8 @@ class MLP(nn.Module):
 
     Example:
         >>> model = MLP(num_classes=10, hidden=(32,))
-        >>> params = model.init(jax.random.key(0), jnp.zeros([1, 8, 8, 1]), train=False)
+        >>> init = lambda key: model.init(key, jnp.zeros([1, 8, 8, 1]), train=False)
+        >>> params = jax.eval_shape(init, jax.random.key(0))
         >>> sum(leaf.size for leaf in jax.tree.leaves(params))
         2410
     """

@@ -20,8 +20,9 @@ class Transformer(nn.Module):
         >>> import jax.numpy as jnp
         >>> model = Transformer(num_classes=128, width=32, layers=1)
         >>> tokens = jnp.zeros([2, 16], jnp.int32)
-        >>> params = model.init(jax.random.key(0), tokens, train=False)
-        >>> model.apply(params, tokens, train=False).shape
+        >>> run = lambda key: model.init_with_output(key, tokens, train=False)
+        >>> logits, params = jax.eval_shape(run, jax.random.key(0))
+        >>> logits.shape
         (2, 16, 128)
     """
 

@@ -7,6 +7,8 @@ import pytest
 
 from asgd.workloads.augmentation import pad_crop_flip
 
+compiled = jax.jit(pad_crop_flip, static_argnums=2)
+
 
 def _images(batch, height=7, width=9, channels=3):
     rng = np.random.default_rng(0)
@@ -26,7 +28,7 @@ def _all_crops(image, padding):
 @pytest.mark.parametrize("padding", [4, 1])
 def test_every_output_is_a_crop_or_its_mirror_image(padding):
     images = _images(batch=256)
-    outputs = np.asarray(pad_crop_flip(jax.random.key(0), jnp.asarray(images), padding))
+    outputs = np.asarray(compiled(jax.random.key(0), images, padding))
     assert outputs.dtype == np.uint8
     assert outputs.shape == images.shape
     chosen = []
@@ -44,8 +46,8 @@ def test_every_output_is_a_crop_or_its_mirror_image(padding):
 
 
 def test_the_key_decides():
-    images = jnp.asarray(_images(batch=16))
-    first, again, other = (pad_crop_flip(jax.random.key(k), images) for k in (0, 0, 1))
+    images = _images(batch=256)
+    first, again, other = (compiled(jax.random.key(k), images, 4) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (np.asarray(first) != np.asarray(other)).any()
 
@@ -61,7 +63,7 @@ def test_jit_vmap_and_map_change_nothing():
 
 def test_no_padding_only_flips():
     images = _images(batch=64)
-    outputs = np.asarray(pad_crop_flip(jax.random.key(2), jnp.asarray(images), padding=0))
+    outputs = np.asarray(compiled(jax.random.key(2), images, 0))
     same = (outputs == images).all(axis=(1, 2, 3))
     mirrored = (outputs == images[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (same ^ mirrored).all()

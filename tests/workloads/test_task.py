@@ -11,6 +11,8 @@ from asgd.workloads.augmentation import pad_crop_flip
 from asgd.workloads.sampling import EventSampler
 from asgd.workloads.task import make_task
 
+ROWS = 60  # Alike, so that what is not jitted is compiled once.
+
 
 @pytest.fixture(scope="module")
 def digits():
@@ -53,7 +55,7 @@ def _numpy_losses(params, dataset, batch):
 
 
 def test_loss_is_the_mean_cross_entropy_of_normalised_images(digits, mlp, params):
-    batch = _rows(digits.train, 50)
+    batch = _rows(digits.train, ROWS)
     expected = _numpy_losses(params, digits, batch)[0].mean()
     loss = mlp.loss_fn(params, batch, jax.random.key(0))
     assert loss.shape == ()
@@ -62,7 +64,7 @@ def test_loss_is_the_mean_cross_entropy_of_normalised_images(digits, mlp, params
 
 
 def test_loss_of_zero_logits_is_the_log_of_the_classes(digits, mlp, params):
-    batch = _rows(digits.train, 200)
+    batch = _rows(digits.train, ROWS)
     assert abs(mlp.loss_fn(params, batch) - np.log(10)) < 0.5
     params = {**params, "Dense_1": jax.tree.map(jnp.zeros_like, params["Dense_1"])}
     np.testing.assert_allclose(mlp.loss_fn(params, batch), np.log(10), rtol=1e-6)
@@ -123,8 +125,8 @@ def test_batch_normalised_model_returns_its_batch_statistics(digits, model):
 def test_batch_statistics_are_those_of_the_normalised_images(digits):
     task = make_task(digits, _Normalised())
     params, model_state = task.init(seed=0)
-    batch = _rows(digits.train, 40)
-    images = (batch["image"] / 255.0 - digits.mean).reshape(40, -1)
+    batch = _rows(digits.train, ROWS)
+    images = (batch["image"] / 255.0 - digits.mean).reshape(ROWS, -1)
     found = task.loss_fn(params, batch)[1]["BatchNorm_0"]
     np.testing.assert_allclose(found["mean"], images.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(found["var"], images.var(axis=0), atol=1e-6)
@@ -143,7 +145,7 @@ def test_evaluation_uses_the_running_statistics(digits):
 
 def test_augmentation_is_keyed_by_the_event(digits, mlp, params):
     augmented = make_task(digits, mlp.model, augment=True)
-    batch = _rows(digits.train, 32)
+    batch = _rows(digits.train, ROWS)
     losses = []
     for event in (0, 1):
         key = jax.random.fold_in(jax.random.key(7), event)
