@@ -1,16 +1,16 @@
 """Trains a config: python main.py --config=configs/digits.py --workdir=runs/digits
 
-Exit codes: 0 done, 1 a run-time failure, 2 a config or flag that cannot be used, 130 interrupted.
+Exit codes: 0 done, 1 a run-time failure, 2 a config or flag that cannot be used, 130 interrupted,
+143 stopped by SIGTERM after a checkpoint: the same command goes on.
 """
 
 import contextlib
 import json
-import pathlib
 import sys
 
 from absl import app
 
-from asgd.training import command
+from asgd.training import command, distributed
 
 _CONFIG, _WORKDIR = command.define("Directory the run writes to.", workdir_required=True)
 
@@ -22,9 +22,14 @@ def main(argv):
         loop.use_compilation_cache()
         # Standard output is for the last line, whatever libraries print.
         with contextlib.redirect_stdout(sys.stderr):
-            result = loop.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
-        print(json.dumps(result))
+            result = loop.train(_CONFIG.value, _WORKDIR.value)
+        if distributed.is_first():
+            print(json.dumps(result))
 
+    try:
+        distributed.initialize()
+    except ValueError as error:
+        command.fail(2, f"{argv[0]}: {error}")
     command.run(argv, train)
 
 

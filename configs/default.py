@@ -26,13 +26,19 @@ def get_config():
     config.algorithm = "staleness_aware"
 
     config.dataset = config_dict.ConfigDict()
-    config.dataset.name = "digits"  # digits, mnist, cifar10, tiny_shakespeare or text.
+    config.dataset.name = "digits"  # digits, mnist, cifar10, imagenet, tiny_shakespeare or text.
     config.dataset.data_dir = ""  # Of prepared TFDS data; "" is TFDS's own default.
-    config.dataset.augment = False  # Pad, crop and flip.
+    config.dataset.augment = False  # cifar10: pad, crop and flip; imagenet: crops of any size, flips.
+    config.dataset.image_size = 224  # imagenet: pixels of a side.
+    # auto, always or never: leave images on disk, and read batches ahead. auto: those of imagenet, and
+    # more than 2 GiB of others. Results do not depend on it.
+    config.dataset.streaming = "auto"
+    config.dataset.read_threads = 16  # Streaming: batches read side by side,
+    config.dataset.prefetch = 16  # and ahead: so many lie in host memory.
     config.dataset.path = ""  # text: the file; its last tenth is for testing.
     config.dataset.length = 64  # Of text: characters that are predicted in an example.
     config.model = config_dict.ConfigDict()
-    config.model.name = "mlp"  # mlp, cnn or resnet20; transformer for text.
+    config.model.name = "mlp"  # mlp, cnn, resnet20 or resnet50; transformer for text.
     config.model.hidden = (128,)  # Widths of the MLP's hidden layers.
     config.model.width = 128  # Of the transformer.
     config.model.layers = 2
@@ -126,7 +132,7 @@ def get_config():
     config.gossip.warmup_epochs = 0.0  # Of plain consensus.
 
     config.emulation = config_dict.ConfigDict()
-    config.emulation.num_devices = 1
+    config.emulation.num_devices = 1  # In a job of several processes always all of its devices.
     config.emulation.backend = "shard_map"  # shard_map, pmap, jit or debug.
     config.emulation.layout = "sharded"  # sharded or replicated.
     config.emulation.waves_per_call = 0  # 0: chosen by batch size.
@@ -154,5 +160,9 @@ def get_config():
     config.model_state_decay = 0.9  # Of the server's running batch-norm statistics.
     config.checkpoint = config_dict.ConfigDict()
     config.checkpoint.every_gradients = 10_000
+    config.checkpoint.every_seconds = 600.0  # Looked at wherever a line of metrics is written; 0 is off.
     config.checkpoint.keep = 2
+    config.checkpoint.allow_changes = False  # Go on with another config than the run had.
+    # A gradient or loss that is not finite: stop the run, or skip it, as if it had not been sent.
+    config.on_nonfinite = "stop"
     return config

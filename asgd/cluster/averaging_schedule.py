@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from asgd.cluster import storage
+from asgd.cluster.checks import MOST_WORKERS, show
 
 # What happens between gradients.
 TAKE, RELEASE, MERGE, MEASURE = range(4)
@@ -50,10 +51,12 @@ class AveragingSchedule:
 
     def __post_init__(self):
         check_whole("num_workers", self.num_workers, 1)
+        if self.num_workers > MOST_WORKERS:
+            raise ValueError(f"num_workers must be at most {MOST_WORKERS}, got {show(self.num_workers)}")
         for name, dtype in _COLUMNS.items():
             column = np.asarray(getattr(self, name))
             kinds = "iu" if np.issubdtype(dtype, np.integer) else "iuf"
-            if column.ndim != 1 or column.size and column.dtype.kind not in kinds:
+            if column.ndim != 1 or len(column) and column.dtype.kind not in kinds:
                 raise ValueError(f"{name} must be a vector of {dtype.__name__}, not "
                                  f"{column.dtype} {list(column.shape)}")
             object.__setattr__(self, name, column)
@@ -167,8 +170,9 @@ class AveragingSchedule:
         """Reads what `save` wrote; ValueError naming the path if the file is another."""
         fields = storage.read_npz(path, ("num_workers", "kind", *_COLUMNS), "an averaging schedule")
         try:
-            return cls(int(fields.pop("num_workers")), kind=str(fields.pop("kind")), **fields)
-        except (TypeError, ValueError) as error:
+            num_workers = storage.scalar("num_workers", fields.pop("num_workers"), "iu")
+            return cls(num_workers, kind=storage.scalar("kind", fields.pop("kind"), "U"), **fields)
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def __str__(self):

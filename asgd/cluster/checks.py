@@ -4,6 +4,24 @@ import math
 import numbers
 from typing import Any
 
+MOST_WORKERS = 10**6  # Each has a random generator and rows in tables.
+MOST_AGENTS = 4096  # Weights and delays are N x N.
+LONGEST_DELAY = 2**15 - 1  # Rounds, an int16.
+
+
+def show(value: Any) -> str:
+    """Returns a value's repr as one short line."""
+    try:
+        return short(repr(value))
+    except Exception:  # An integer of thousands of digits, or whatever has a repr of its own.
+        return f"of type {type(value).__name__}"
+
+
+def short(text: str) -> str:
+    """Returns a text as one short line."""
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
 
 def number(name: str, value: Any, above: float = -math.inf, least: float = -math.inf) -> float:
     """Returns `value` as a finite float > `above` and >= `least`, or raises ValueError."""

@@ -12,8 +12,9 @@ from typing import Any, Union
 import networkx as nx
 import numpy as np
 
+from asgd.cluster.checks import LONGEST_DELAY as LONGEST, MOST_AGENTS
+
 RULES = ("metropolis", "uniform")
-LONGEST = 2**15 - 1  # Rounds that a delay may have.
 _TOLERANCE = 1e-9
 
 
@@ -39,6 +40,8 @@ class Graph:
         for name, dtype in (("adjacency", bool), ("mixing", np.float64), ("clipped", np.float64),
                             ("delays", np.int32)):
             array = np.asarray(getattr(self, name))
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"{name} must hold numbers, not {array.dtype}")
             if name == "delays":
                 _check_delays(array)
             array = np.array(array, dtype)
@@ -210,21 +213,31 @@ def _weights(rule, adjacency):
 def _check_adjacency(adjacency):
     if adjacency.ndim != 2 or len(adjacency) != adjacency.shape[1] or len(adjacency) < 2:
         raise ValueError(f"adjacency must be [N, N] with N at least 2, not {list(adjacency.shape)}")
+    if len(adjacency) > MOST_AGENTS:
+        raise ValueError(f"adjacency must be of at most {MOST_AGENTS} agents, not {len(adjacency)}")
     _refuse("adjacency", adjacency, np.diag(np.diag(adjacency)), "an agent is not its own neighbour")
     _refuse("adjacency", adjacency, adjacency != adjacency.T, "must be symmetric")
     _check_connected("adjacency", adjacency)
 
 
 def _check_connected(name, edges):
-    parts = list(nx.connected_components(nx.from_numpy_array(edges | edges.T)))
+    edges = edges | edges.T
+    parts, left = [], np.ones(len(edges), bool)
+    while left.any():
+        reached, new = np.zeros(len(edges), bool), np.arange(len(edges)) == left.argmax()
+        while new.any():
+            reached |= new
+            new = edges[new].any(axis=0) & ~reached
+        parts.append(np.flatnonzero(reached).tolist())
+        left &= ~reached
     if len(parts) > 1:
-        lone = min(parts, key=len)
-        raise ValueError(f"{name} must be connected, but agents {sorted(lone)} reach no other")
+        raise ValueError(f"{name} must be connected, but agents {min(parts, key=len)} reach no other")
 
 
 def _check_delays(delays):
-    if not np.issubdtype(delays.dtype, np.integer):
-        raise ValueError(f"delays must be integers, a number of rounds, not {delays.dtype}")
+    if delays.dtype.kind not in "iu" or delays.ndim > 2:
+        raise ValueError("delays must be integers, numbers of rounds, in a matrix, not "
+                         f"{delays.dtype} {list(delays.shape)}")
     _refuse("delays", np.atleast_2d(delays), np.atleast_2d((delays < 0) | (delays > LONGEST)),
             f"must be 0 to {LONGEST}")
 

@@ -8,7 +8,6 @@ Example:
     [1 3 2 5]
 """
 
-import csv
 import dataclasses
 import functools
 from typing import Any, NamedTuple, Optional
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from asgd.cluster import storage
+from asgd.cluster.checks import short, show
 from asgd.cluster.graphs import LONGEST, Graph
 
 _GRAPH = ("adjacency", "mixing", "clipped")
@@ -65,7 +65,7 @@ class GossipSchedule:
         if delays.ndim != 3 or delays.shape[1:] != (num_agents, num_agents) or not len(delays):
             raise ValueError(f"delays must be [rounds, {num_agents}, {num_agents}], "
                              f"not {list(delays.shape)}")
-        if not np.issubdtype(delays.dtype, np.integer):
+        if delays.dtype.kind not in "iu":
             raise ValueError(f"delays must be integers, a number of rounds, not {delays.dtype}")
         _refuse("delays", delays, (delays < 0) | (delays > LONGEST), f"must be 0 to {LONGEST}")
         _refuse("delays", delays, (delays > 0) & ~self.graph.adjacency, "belongs to no edge")
@@ -75,6 +75,8 @@ class GossipSchedule:
             if partners.ndim != 2 or partners.shape[1] != num_agents:
                 raise ValueError(f"partners must be [rounds, {num_agents}], not "
                                  f"{list(partners.shape)}")
+            if partners.dtype.kind not in "iu":
+                raise ValueError(f"partners must be integers, not {partners.dtype}")
             _refuse("partners", partners, (partners < 0) | (partners >= num_agents),
                     f"must be 0 to {num_agents - 1}")
             me = np.arange(num_agents)
@@ -216,24 +218,23 @@ def from_csv(graph: Graph, path: Any, num_rounds: int) -> GossipSchedule:
     Raises:
         ValueError: naming the file, the row and what is wrong with it.
     """
-    delays = np.repeat(graph.delays[None].astype(np.int64), _positive("num_rounds", num_rounds), 0)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        header, *rows = [cells for cells in csv.reader(file) if cells] or [[]]
-    if [name.strip() for name in header] != ["round", "agent", "neighbor", "delay"]:
+    header, *rows = storage.read_rows(path)
+    if header != ["round", "agent", "neighbor", "delay"]:
         raise ValueError(f"{path}: the header must be round,agent,neighbor,delay, not "
-                         f"{','.join(header)}")
+                         f"{short(','.join(header))}")
+    delays = np.repeat(graph.delays[None].astype(np.int16), _positive("num_rounds", num_rounds), 0)
     for number, cells in enumerate(rows):
         try:
             when, agent, neighbor, delay = map(int, cells)
             if when < 0 or not 0 <= delay <= LONGEST:
                 raise ValueError
         except ValueError:
-            raise ValueError(f"{path}: row {number} is {','.join(cells)}; it must be four integers, "
+            raise ValueError(f"{path}: row {number} is {short(','.join(cells))}; it must be four integers, "
                              "0 or more") from None
         if max(agent, neighbor) >= graph.num_agents or min(agent, neighbor) < 0 or (
                 not graph.adjacency[agent, neighbor]):
-            raise ValueError(f"{path}: row {number}: there is no edge between agents {agent} and "
-                             f"{neighbor}")
+            raise ValueError(f"{path}: row {number}: there is no edge between agents {show(agent)} and "
+                             f"{show(neighbor)}")
         if when < num_rounds:
             delays[when, agent, neighbor] = delay
     return GossipSchedule(graph, delays)

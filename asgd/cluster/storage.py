@@ -3,19 +3,22 @@
 import csv
 import io
 import json
+import math
 import os
-import struct
 import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
+
+from asgd.cluster.checks import show
 
 INTEGERS = ("worker", "read_version", "version", "batch")
 BOOLS = ("applied", "updates")
 TIMES = ("start_time", "finish_time")
 COLUMNS = INTEGERS + BOOLS + TIMES
 _LATER = ("batch",)  # Traces of earlier versions do not have these.
+_DEFLATED = 1032  # Times its length is the most that deflate can expand to.
 
 _BOOL_WORDS = {"0": False, "false": False, "1": True, "true": True}
 
@@ -63,11 +66,19 @@ def load(path) -> dict[str, Any]:
     """Reads the fields that `save` wrote; ValueError naming the path if the file is another."""
     fields = read_npz(path, (*COLUMNS, "num_workers", "metadata"), "a trace", optional=_LATER)
     try:
-        fields["num_workers"] = int(fields["num_workers"])
-        fields["metadata"] = json.loads(str(fields["metadata"]))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a trace") from error
+        fields["num_workers"] = scalar("num_workers", fields["num_workers"], "iu")
+        fields["metadata"] = json.loads(scalar("metadata", fields["metadata"], "U"))
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is not a trace: {error}") from error
     return fields
+
+
+def scalar(name: str, array: np.ndarray, kinds: str) -> Any:
+    """Returns the one value of an array of shape [] and of one of the dtype kinds."""
+    if array.ndim or array.dtype.kind not in kinds:
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, and not one "
+                         f"{'text' if kinds == 'U' else 'integer'}")
+    return array.item()
 
 
 def read_npz(path, names, what: str, optional=()) -> dict[str, np.ndarray]:
@@ -76,31 +87,45 @@ def read_npz(path, names, what: str, optional=()) -> dict[str, np.ndarray]:
     Raises:
         ValueError: Saying that the file is not `what`.
     """
-    with open(path, "rb") as file:
-        content = io.BytesIO(file.read())  # What fails from here on is what the file holds.
+    with open_file(path) as file:
+        content = file.read()  # What fails from here on is what the file holds.
     try:
-        with np.load(content, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names
-                    if name in archive.files or name not in optional}
-    # What NumPy and zipfile raise on truncated archives and on files of other kinds.
-    except (
-        *(AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError),
-        *(TypeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error),
-    ) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            infos = {name: archive.getinfo(f"{name}.npy") for name in names
+                     if f"{name}.npy" in archive.namelist() or name not in optional}
+            if sum(info.file_size for info in infos.values()) > _DEFLATED * len(content):
+                raise ValueError("no archive of that length holds so much")
+            return {name: _read_array(archive, info) for name, info in infos.items()}
+    except Exception as error:  # NumPy and zipfile raise a dozen types on what is no archive of arrays.
         raise ValueError(f"{path} is not {what}, or only a part of one") from error
+
+
+def _read_array(archive, info):
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("other compressions have no bound")
+    file = io.BytesIO(archive.read(info))
+    versions = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    shape, _, dtype = versions[npy.read_magic(file)](file)
+    # NumPy allocates what the header says before it reads.
+    if math.prod(shape) * dtype.itemsize != len(file.getbuffer()) - file.tell():
+        raise ValueError("the header is of another array")
+    file.seek(0)
+    return npy.read_array(file, allow_pickle=False)
+
+
+def open_file(path, **options):
+    """Opens a file to read; OSError, or ValueError if it is something else."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is not a file")  # A device may never end, a pipe never begin.
+    return open(path, **{"mode": "rb", **options})
 
 
 def read_csv(path) -> dict[str, list]:
     """Reads the columns of a CSV file with a header row of field names, as `Trace.from_csv`."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        try:
-            header, *rows = [cells for cells in csv.reader(file, strict=True) if cells] or [[]]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} is not a CSV file: {error}") from error
-    header = [name.strip() for name in header]
+    header, *rows = read_rows(path)
     for name in header:
         if name not in COLUMNS:
-            raise ValueError(f"{path}: column {name!r} is unknown; it may be {', '.join(COLUMNS)}")
+            raise ValueError(f"{path}: column {show(name)} is unknown; it may be {', '.join(COLUMNS)}")
         if header.count(name) > 1:
             raise ValueError(f"{path}: column {name} occurs more than once")
     for name in ("worker", "read_version"):
@@ -115,17 +140,31 @@ def read_csv(path) -> dict[str, list]:
     }
 
 
+def read_rows(path) -> list[list[str]]:
+    """Reads a CSV file's rows, blank ones left out; the first is the header, maybe []."""
+    with open_file(path, mode="r", newline="", encoding="utf-8-sig") as file:
+        try:
+            header, *rows = [cells for cells in csv.reader(file, strict=True) if cells] or [[]]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} is not a CSV file: {error}") from error
+    return [[name.strip() for name in header], *rows]
+
+
 def _parse(path, name: str, row: int, cell: str) -> int | bool | float:
     text = cell.strip().lower()
     if name in BOOLS:
         if text in _BOOL_WORDS:
             return _BOOL_WORDS[text]
-        raise ValueError(f"{path}: {name} at row {row} is {cell!r}; it must be 0, 1, true or false")
+        raise ValueError(f"{path}: {name} at row {row} is {show(cell)}; it must be 0, 1, true or false")
     convert, what = (int, "an integer") if name in INTEGERS else (float, "a time in seconds")
     try:
-        return convert(text)
+        value = convert(text)
+        if convert is int and not -(2**31) <= value < 2**31:
+            what = "within int32"
+            raise ValueError
+        return value
     except ValueError:
-        message = f"{path}: {name} at row {row} is {cell!r}; it must be {what}"
+        message = f"{path}: {name} at row {row} is {show(cell)}; it must be {what}"
         raise ValueError(message) from None
 
 

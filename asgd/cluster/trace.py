@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from asgd.cluster import statistics, storage
+from asgd.cluster.checks import MOST_WORKERS, show
 
 _INT32 = np.iinfo(np.int32)
 
@@ -120,9 +121,12 @@ class Trace:
         if (
             isinstance(num_workers, bool)
             or not isinstance(num_workers, numbers.Integral)
-            or not 1 <= num_workers <= _INT32.max
+            or num_workers < 1
         ):
-            raise ValueError(f"num_workers must be an integer >= 1, not {num_workers!r}")
+            raise ValueError(f"num_workers must be an integer >= 1, not {show(num_workers)}")
+        if num_workers > MOST_WORKERS:
+            raise ValueError(f"num_workers must be at most {MOST_WORKERS}, not {num_workers}; it is the "
+                             "largest worker + 1 unless it is given")
         bad = (worker < 0) | (worker >= num_workers)
         _refuse("worker", bad, worker, f"in [0, num_workers={num_workers})")
 
@@ -255,8 +259,8 @@ class Trace:
 def _json_dict(metadata: Any) -> dict[str, Any]:
     """Returns a copy as JSON would give it back, so that saving and loading changes nothing."""
     if not isinstance(metadata, dict):
-        raise ValueError(f"metadata must be a dict that JSON can hold, not {metadata!r}")
+        raise ValueError(f"metadata must be a dict that JSON can hold, not {show(metadata)}")
     try:
         return json.loads(json.dumps(metadata, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"metadata must be a dict that JSON can hold: {error}") from error

@@ -123,6 +123,16 @@ class Averaging(Workers):
 
     def apply(self, state: AveragingState, arrived: Any, event: Event) -> AveragingState:
         """Takes a local step, and does what follows it."""
+        return self._follow(self._step(state, arrived, event), event)
+
+    def apply_finite(self, state: AveragingState, arrived: Any, event: Event,
+                     finite: Any) -> AveragingState:
+        """As `apply`, but takes no step with a gradient that is not finite."""
+        # A loop of no or one turn; its number keeps the step in it, as in the parameter server's.
+        return self._follow(lax.fori_loop(0, finite.astype(int), lambda turn, s: self._step(
+            s, lax.optimization_barrier((arrived, turn))[0], event), state), event)
+
+    def _step(self, state, arrived, event):
         (gradient, worker_state), statistics = arrived
         opt_state = ring.read(state.opt_state, event.worker)
         params = ring.read(state.snapshots, event.worker)
@@ -131,12 +141,13 @@ class Averaging(Workers):
         new_opt_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype),
                                      new_opt_state, opt_state)
         state = self.keep_statistics(state, event.worker, statistics, self._decay)
-        state = state._replace(
+        return state._replace(
             snapshots=ring.write(
                 state.snapshots, event.worker, optax.apply_updates(params, updates)),
             opt_state=ring.write(state.opt_state, event.worker, new_opt_state),
             worker_state=ring.write(state.worker_state, event.worker, worker_state))
 
+    def _follow(self, state, event):
         def act(i, state):
             action, member = event.action[i], event.member[i]
             for kind, do in {MERGE: self._merge, MEASURE: self._measure}.items():

@@ -48,7 +48,7 @@ class DebugEmulator:
             snapshots={0: self._rounded(self._params)}, model_state=self._model_state,
             worker_states=[self._worker_tx.init(self._params)] * self.trace.num_workers)
 
-    def run(self, state: Any, start: int = 0, stop: int | None = None):
+    def run(self, state: Any, start: int = 0, stop: int | None = None, until: Any = None):
         """Executes the events ``start .. stop - 1``; returns the new state and the losses."""
         stop = len(self.trace) if stop is None else stop
         losses = []

@@ -56,10 +56,11 @@ class GossipEmulator(Driver):
                  worker_tx: Optional[optax.GradientTransformation] = None,
                  layout: str = "sharded", waves_per_call: Optional[int] = None, seed: int = 0,
                  model_state: Any = None, model_state_decay: float = 0.9,
-                 history: Optional[int] = None, params_per_agent: bool = False):
-        inputs.check_arguments(tx, worker_tx, model_state_decay, num_devices=num_devices,
-                               waves_per_call=waves_per_call)
-        num_agents = schedule.graph.num_agents
+                 history: Optional[int] = None, params_per_agent: bool = False,
+                 on_nonfinite: str = "stop"):
+        inputs.check_arguments(tx, worker_tx, model_state_decay, on_nonfinite=on_nonfinite,
+                               num_devices=num_devices, waves_per_call=waves_per_call)
+        self.unit = num_agents = schedule.graph.num_agents
         history = schedule.max_delay if history is None else history
         for name, value in (("history", history), ("num_rounds", num_rounds)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
@@ -88,12 +89,12 @@ class GossipEmulator(Driver):
         super().__init__(
             self.topology, loss, plan_rounds(num_rounds, num_agents, num_devices), feed, spmd, place,
             (agents, worker_tx.init(agents[0])), model_state, waves_per_call=waves_per_call,
-            seed=seed)
+            seed=seed, on_nonfinite=on_nonfinite)
 
     def params(self, state: Any) -> Any:
         """Returns the agents' parameters, leading axis [N]."""
         rows = self.topology.rows_of_round(int(state.num_rounds))
-        snapshots = jax.device_get(jax.tree.map(lambda x: x[rows], state.snapshots))
+        snapshots = self._spmd.get(jax.tree.map(lambda x: x[rows], state.snapshots))
         return ring.to_whole(snapshots, jax.eval_shape(
             lambda *x: jax.tree.map(lambda *leaves: jnp.stack(leaves), *x), *self._whole[0]))
 

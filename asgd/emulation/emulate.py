@@ -47,8 +47,8 @@ class Emulator(Driver):
                  layout: str = "sharded", waves_per_call: Optional[int] = None, seed: int = 0,
                  model_state: Any = None, model_state_decay: float = 0.9,
                  snapshot_dtype: Any = None, events_per_device: int = 1,
-                 cuts: Sequence[int] = ()):
-        inputs.check_arguments(tx, worker_tx, model_state_decay, snapshot_dtype,
+                 cuts: Sequence[int] = (), on_nonfinite: str = "stop"):
+        inputs.check_arguments(tx, worker_tx, model_state_decay, snapshot_dtype, on_nonfinite,
                                num_devices=num_devices, waves_per_call=waves_per_call,
                                events_per_device=events_per_device)
         if not isinstance(trace, Trace):
@@ -71,14 +71,14 @@ class Emulator(Driver):
                                  model_state_decay, snapshot_dtype)
         super().__init__(server, loss, plan, feed, spmd, place, (params, worker_state), model_state,
                          waves_per_call=waves_per_call, seed=seed,
-                         events_per_device=events_per_device)
+                         events_per_device=events_per_device, on_nonfinite=on_nonfinite)
 
     def _make_server(self, *args):
         return ParameterServer(*args)
 
     def params(self, state: Any) -> Any:
         """Returns the server's parameters as the tree that came in."""
-        return ring.to_whole(jax.device_get(state.params), self._whole[0])
+        return ring.to_whole(self._spmd.get(state.params), self._whole[0])
 
     def model_state(self, state: Any) -> Any:
         """Returns the server's running statistics as the tree that came in."""
@@ -92,6 +92,8 @@ def make_emulator(loss_fn, tx, params, trace, batches, *, backend="shard_map", *
     if options.get("num_devices", 1) != 1:
         raise ValueError(
             f"backend='debug' runs on one device, but num_devices={options['num_devices']}")
+    if options.pop("on_nonfinite", "stop") != "stop":
+        raise ValueError("on_nonfinite must be 'stop' with backend='debug'")
     for name in ("num_devices", "layout", "waves_per_call", "events_per_device"):
         options.pop(name, None)
     return DebugEmulator(loss_fn, tx, params, trace, batches, **options)
@@ -114,6 +116,7 @@ def emulate(
     model_state_decay: float = 0.9,
     snapshot_dtype: Any = None,
     events_per_device: int = 1,
+    on_nonfinite: str = "stop",
 ) -> EmulationResult:
     r"""Executes a trace of asynchronous SGD exactly and deterministically.
 
@@ -159,6 +162,9 @@ def emulate(
         ``stale_params`` are rounded too. None keeps them exact.
       events_per_device: gradients that a device computes in one batched call (``vmap``), which
         fills an accelerator. More than 1 gives up the same bits for every number of devices.
+      on_nonfinite: ``"stop"`` raises for a loss that is not finite; ``"skip"`` drops a gradient that
+        is not finite, or whose loss is not, as if the server had got nothing: parameters and states
+        stay, the version counts, and its loss is given as not a number.
 
     Returns:
       An :class:`EmulationResult` with ``params``, ``losses`` and ``model_state``.
@@ -180,6 +186,7 @@ def emulate(
         loss_fn, tx, params, trace, batches, num_devices=num_devices, backend=backend,
         worker_tx=worker_tx, layout=layout, waves_per_call=waves_per_call, seed=seed,
         model_state=model_state, model_state_decay=model_state_decay,
-        snapshot_dtype=snapshot_dtype, events_per_device=events_per_device)
+        snapshot_dtype=snapshot_dtype, events_per_device=events_per_device,
+        on_nonfinite=on_nonfinite)
     state, losses = emulator.run(emulator.init())
     return EmulationResult(emulator.params(state), losses, emulator.model_state(state))

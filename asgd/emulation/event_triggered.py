@@ -12,7 +12,7 @@ from jax import lax
 from asgd.cluster.trace import Trace
 from asgd.emulation import ring
 from asgd.emulation.emulate import Emulator
-from asgd.emulation.server import ParameterServer, keep_as
+from asgd.emulation.server import ParameterServer
 
 
 class EventTriggeredResult(NamedTuple):
@@ -79,14 +79,8 @@ class _EventTriggered(ParameterServer):
         staleness = state.version - ring.read(state.made_at, event.read_slot)
         event = event._replace(staleness=staleness)
         server = self._apply_if(pushed, state.server, (sent, statistics), event)
-
-        def keep(_, snapshots):
-            return ring.write(snapshots, event.write_slot,
-                              keep_as(self._snapshot_dtype, server.params))
-
         # Whoever reads next gets the parameters that are there.
-        server = server._replace(snapshots=lax.fori_loop(
-            0, (~pushed & (event.write_slot >= 0)).astype(int), keep, server.snapshots))
+        server = self.keep_version(server, ~pushed, event)
         version = state.version + pushed.astype(jnp.int32)
         made_at = lax.fori_loop(0, (event.write_slot >= 0).astype(int), lambda _, m: ring.write(
             m, event.write_slot, version), state.made_at)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asgd.emulation import ring
-from asgd.emulation.spmd import WHOLE, Spmd, split_axis
+from asgd.emulation.spmd import WHOLE, Spmd
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,29 +84,44 @@ class Feed:
         self.data = spmd.put(batches.arrays, WHOLE) if resident else ()
         self.row = first_row(batches, self._numbers) if num_events else None
 
-    def send(self, first: int, last: int, events: np.ndarray) -> Any:
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether the batches want to know what will be asked for."""
+        return hasattr(self._batches, "expect")
+
+    def expect(self, events: np.ndarray) -> None:
+        """Tells the batches which events' rows this process will send, in order."""
+        self._batches.expect(np.asarray(self._numbers[events], np.int64))
+
+    def send(self, events: np.ndarray, taken: np.ndarray) -> Any:
         """Sends what devices need for a call.
 
         Args:
-          first: first event of the call.
-          last: the event after the call's last.
-          events: [waves, W], the event at each place, ``first`` where there is none.
+          events: [waves, W], the event at each place.
+          taken: bool [waves, W], whether there is one.
 
         Returns:
-          Arrays [D * waves * k, ...], to be split along their first axis.
+          Arrays [D * waves * k, ...], split along their first axis. A process has read what its
+          own devices need.
         """
         if self._in_order:
             return ()
+        events, taken = self._own(events), self._own(taken)
+        needed = np.unique(events[taken] if taken.any() else events)
         if self._gathers:
-            rows = self._batches.indices(self._numbers[first:last])
-            rows = _checked_indices(rows, last - first, self._batches.num_rows)
+            rows = self._batches.indices(self._numbers[needed])
+            rows = _checked_indices(rows, len(needed), self._batches.num_rows)
         else:
-            rows = rows_of(self._batches, self._numbers[first:last])
-        places = (events - first).reshape(len(events), self._spmd.num_devices, -1)
-        places = places.swapaxes(0, 1).ravel()
-        if not np.array_equal(places, np.arange(last - first)):
+            rows = rows_of(self._batches, self._numbers[needed])
+        places = np.searchsorted(needed, np.where(taken, events, needed[0]))
+        if not np.array_equal(places, np.arange(len(needed))):
             rows = jax.tree.map(lambda r: r[places], rows)
-        return self._spmd.put(rows, split_axis(0))
+        return self._spmd.put_local(rows)
+
+    def _own(self, places):
+        """Returns what belongs to this process's devices, device by device."""
+        by_device = places.reshape(len(places), self._spmd.num_devices, -1)
+        return by_device[:, self._spmd.local].swapaxes(0, 1).ravel()
 
     def reader(self, data: Any, sent: Any) -> Callable[[Any, Any], Any]:
         """Returns a function of (place, batch number) to the row of an event, on the device.

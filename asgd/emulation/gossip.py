@@ -131,6 +131,16 @@ class Gossip(Workers):
 
     def apply(self, state: GossipState, arrived: Any, event: Event) -> GossipState:
         """Makes an agent's next parameters."""
+        return self.apply_finite(state, arrived, event, None)
+
+    def apply_finite(self, state: GossipState, arrived: Any, event: Event,
+                     finite: Any) -> GossipState:
+        """As `apply`, but mixes with a gradient of zeros in place of one that is not finite.
+
+        The running statistics and the state of what is done to whole gradients then stay.
+        """
+        if finite is not None:
+            arrived = self._where_finite(finite, state, arrived, event)
         (gradient, worker_state), statistics = arrived
         gradients = state.gradients
         if self._keeps_gradients:
@@ -161,6 +171,16 @@ class Gossip(Workers):
             opt_state=ring.write(state.opt_state, event.worker, new_opt_state),
             worker_state=ring.write(state.worker_state, event.worker, worker_state),
             consensus_distance=distance, num_rounds=state.num_rounds + event.round_ends)
+
+    def _where_finite(self, finite, state, arrived, event):
+        (gradient, worker_state), statistics = arrived
+        def choose(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        worker_state = choose(worker_state, ring.read(state.worker_state, event.worker))
+        if state.model_state is not None:
+            statistics = choose(statistics, ring.read(state.model_state, event.worker))
+        return (choose(gradient, jax.tree.map(jnp.zeros_like, gradient)), worker_state), statistics
 
     def observe(self, state: GossipState) -> jax.Array:
         """Returns the consensus distance, which changes when a round ends."""

@@ -10,6 +10,7 @@ import optax
 
 from asgd.cluster.trace import Trace
 from asgd.emulation import elementwise
+from asgd.emulation.finite import MODES
 from asgd.emulation.keys import keys_as_data
 
 
@@ -35,7 +36,8 @@ def check_losses(losses: np.ndarray, start: int, trace: Trace) -> None:
                                  int(trace.version[event] - trace.read_version[event]))
 
 
-def check_arguments(tx, worker_tx, model_state_decay, snapshot_dtype=None, **counts) -> None:
+def check_arguments(tx, worker_tx, model_state_decay, snapshot_dtype=None, on_nonfinite="stop",
+                    **counts) -> None:
     """Raises ValueError for an argument of :func:`asgd.emulate` of the wrong kind or size."""
     for name, value in (("tx", tx), ("worker_tx", worker_tx)):
         if not (hasattr(value, "init") and hasattr(value, "update")
@@ -50,6 +52,8 @@ def check_arguments(tx, worker_tx, model_state_decay, snapshot_dtype=None, **cou
             raise ValueError(f"{name} must be at least 1, got {value!r}")
     if snapshot_dtype is not None and not jnp.issubdtype(snapshot_dtype, jnp.floating):
         raise ValueError(f"snapshot_dtype must be a floating type or None, got {snapshot_dtype!r}")
+    if on_nonfinite not in MODES:
+        raise ValueError(f"on_nonfinite must be 'stop' or 'skip', got {on_nonfinite!r}")
     if not 0 <= model_state_decay < 1:
         raise ValueError(f"model_state_decay must be in [0, 1), got {model_state_decay}")
 

@@ -52,9 +52,10 @@ class AveragingEmulator(Driver):
                  num_devices: int = 1, backend: str = "shard_map",
                  worker_tx: Optional[optax.GradientTransformation] = None,
                  layout: str = "sharded", waves_per_call: Optional[int] = None, seed: int = 0,
-                 model_state: Any = None, model_state_decay: float = 0.9, cuts: Any = ()):
-        inputs.check_arguments(tx, worker_tx, model_state_decay, num_devices=num_devices,
-                               waves_per_call=waves_per_call)
+                 model_state: Any = None, model_state_decay: float = 0.9, cuts: Any = (),
+                 on_nonfinite: str = "stop"):
+        inputs.check_arguments(tx, worker_tx, model_state_decay, on_nonfinite=on_nonfinite,
+                               num_devices=num_devices, waves_per_call=waves_per_call)
         outer_tx = optax.sgd(1.0) if outer_tx is None else outer_tx
         if not (hasattr(outer_tx, "init") and hasattr(outer_tx, "update")):
             raise ValueError(f"outer_tx must be an Optax transformation, got {outer_tx!r}")
@@ -90,16 +91,16 @@ class AveragingEmulator(Driver):
         waves = Waves(num_devices, pack(schedule.earliest(moved_by), num_devices, cuts))
         super().__init__(
             self.topology, loss, waves, feed, spmd, place, (params, worker_tx.init(params)),
-            model_state, waves_per_call=waves_per_call, seed=seed)
+            model_state, waves_per_call=waves_per_call, seed=seed, on_nonfinite=on_nonfinite)
 
     def params(self, state: Any) -> Any:
         """Returns the last copy that the server sent, NumPy arrays."""
-        return ring.to_whole(jax.device_get(state.params), self._whole[0])
+        return ring.to_whole(self._spmd.get(state.params), self._whole[0])
 
     def worker_params(self, state: Any) -> Any:
         """Returns the workers' parameters, leading axis [N]."""
         count = len(jax.tree.leaves(state.snapshots)[0])
-        return ring.to_whole(jax.device_get(state.snapshots), jax.eval_shape(
+        return ring.to_whole(self._spmd.get(state.snapshots), jax.eval_shape(
             lambda: ring.repeat(self._whole[0], count)))
 
     def model_state(self, state: Any) -> Any:

@@ -186,6 +186,14 @@ def to_parts(tree: Any, like: Any) -> Any:
     return jax.tree.map(leaf, tree, like)
 
 
+def padded(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns an array whose last axis is cut, or filled up with zeros, to that of a shape."""
+    size = min(x.shape[-1], shape[-1])
+    out = np.zeros(shape, x.dtype)
+    out[..., :size] = x[..., :size]
+    return out
+
+
 def to_whole(tree: Any, like: Any) -> Any:
     """Inverse of :func:`to_parts`: NumPy arrays of all devices to trees shaped like ``like``."""
     def leaf(x, like):

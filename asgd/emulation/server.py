@@ -109,6 +109,23 @@ class ParameterServer(Workers):
             return self._apply(state, arrived, event)
         return self._apply_if(event.applied, state, arrived, event)
 
+    def apply_finite(self, state: ServerState, arrived: Any, event: Event, finite: Any) -> ServerState:
+        """As `apply`, but drops a gradient that is not finite: nothing changes but the version."""
+        state = self._apply_if(event.applied & finite, state, arrived, event)
+        return self.keep_version(state, ~finite, event)
+
+    def keep_version(self, state: ServerState, dropped: Any, event: Event) -> ServerState:
+        """Makes the version that a dropped gradient would have made, of the parameters there are."""
+        def keep(_, snapshots):
+            return ring.write(snapshots, event.write_slot, keep_as(self._snapshot_dtype, state.params))
+
+        return state._replace(snapshots=lax.fori_loop(
+            0, (dropped & (event.write_slot >= 0)).astype(int), keep, state.snapshots))
+
+    def trained(self, state: ServerState) -> Any:
+        """Returns the server's parameters."""
+        return state.params
+
     def _apply_if(self, wanted, state, arrived, event):
         # A loop of no or one turn: unlike a conditional it never copies what it leaves alone. The
         # turn's number keeps products of the gradient in it, where they round as without a loop.

@@ -25,9 +25,17 @@ class Spmd:
     axis of its own for the devices would have to be taken off in the program, for which XLA
     copies every donated buffer.
 
+    In a job of several processes (``jax.distributed``) every process runs the same programs; each
+    puts the shards of its own devices.
+
     Args:
-      num_devices: devices used, the first ones of ``jax.devices()``.
-      backend: ``"shard_map"``, ``"pmap"``, or ``"jit"`` (one device).
+      num_devices: devices used, the first ones of ``jax.devices()``; all of a job of several
+        processes.
+      backend: ``"shard_map"``, ``"pmap"`` (one process), or ``"jit"`` (one device).
+
+    Attributes:
+      devices: they, those of a process next to each other.
+      local: slice of them that are this process's.
 
     Raises:
       ValueError: when there are fewer devices, or the backend does not exist or fit.
@@ -48,9 +56,16 @@ class Spmd:
                     f"{num_devices} to emulate more" if kind == "cpu" else "")
             raise ValueError(
                 f"num_devices={num_devices}, but JAX has {len(devices)} ({kind}){hint}")
+        self._one_process = jax.process_count() == 1
+        if not self._one_process and (num_devices != len(devices) or backend == "pmap"):
+            raise ValueError(
+                f"num_devices={num_devices} and backend={backend!r} do not fit a job of "
+                f"{jax.process_count()} processes: it runs shard_map on all {len(devices)} devices")
         self.num_devices = num_devices
         self.backend = backend
-        self.devices = devices[:num_devices]
+        self.devices = sorted(devices, key=lambda d: (d.process_index, d.id))[:num_devices]
+        mine = [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
+        self.local = slice(mine[0], mine[-1] + 1)
         self._mesh = Mesh(np.asarray(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
 
     def compile(self, fn: Callable[..., Any], in_specs: Any, out_specs: Any,
@@ -76,8 +91,29 @@ class Spmd:
         return jax.jit(fn, donate_argnums=donate)
 
     def put(self, tree: Any, specs: Any) -> Any:
-        """Places arrays on the devices as a tree prefix of PartitionSpecs says."""
-        return jax.device_put(tree, jax.tree.map(self.sharding, jax.tree.broadcast(specs, tree)))
+        """Places arrays on the devices as a tree prefix of PartitionSpecs says.
+
+        Every process has the whole arrays, and places its devices' shards.
+        """
+        shardings = jax.tree.map(self.sharding, jax.tree.broadcast(specs, tree))
+        if self._one_process:
+            return jax.device_put(tree, shardings)
+        return jax.tree.map(_put_own, tree, shardings)
+
+    def put_local(self, tree: Any) -> Any:
+        """Places arrays of which this process has its devices' parts, split along the first axis."""
+        sharding = self.sharding(split_axis(0))
+        if self._one_process:
+            return jax.device_put(tree, sharding)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+    def get(self, tree: Any) -> Any:
+        """Returns whole NumPy arrays, in every process."""
+        return jax.device_get(tree if self._one_process else self._on_all(tree))
+
+    @functools.cached_property
+    def _on_all(self):
+        return jax.jit(lambda tree: tree, out_shardings=self.sharding(WHOLE))
 
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
         """Returns the sharding over the devices that a spec stands for."""
@@ -117,6 +153,14 @@ class Spmd:
             return fold_all(compiled(treedef, tuple(axes))(leaves, numbers))
 
         return called
+
+
+def _put_own(x, sharding):
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(
+            _put_own(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def _axis(spec):

@@ -48,6 +48,14 @@ class Workers:
         """Brings what the workers sent to where it is applied: trees with a leading axis [W]."""
         return self._layout.collect(sent), self._layout.gather(statistics)
 
+    def gather(self, flags: Any) -> Any:
+        """Returns what the devices say of their events, for all events of a wave."""
+        return self._layout.gather(flags)
+
+    def trained(self, state: Any) -> Any:
+        """Returns the parameters of all workers."""
+        return state.snapshots
+
     def keep_statistics(self, state: Any, worker: jax.Array, statistics: Any, decay: float) -> Any:
         """Returns the state with a worker's own running statistics moved by those of its batch."""
         if state.model_state is None:

@@ -100,7 +100,7 @@ class Recorder:
         held = jax.jit(self._update.init)(*jax.device_put((parts, self._model_state), self._device))
         return State(np.int64(0), held, self._worker_states)
 
-    def run(self, state: State, start: int = 0, stop: Optional[int] = None):
+    def run(self, state: State, start: int = 0, stop: Optional[int] = None, until: Any = None):
         """Waits for the gradients ``start .. stop - 1``; the first call starts the workers, at ``state``.
 
         Returns:
@@ -152,6 +152,9 @@ class Recorder:
         held = ring.to_whole(jax.device_get(state.held), whole)
         return [*self.log.columns(int(state.count)),
                 *map(np.asarray, jax.tree.leaves(jax.device_get((held, state.worker_states))))]
+
+    def saved(self) -> None:
+        """Nothing is known of what is saved, but that all are NumPy arrays."""
 
     def load(self, arrays: Sequence[np.ndarray]) -> State:
         """Inverse of :meth:`save`."""

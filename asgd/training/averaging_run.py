@@ -1,5 +1,6 @@
 """What the training loop needs to know of training by local steps and averaging."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any, Optional
@@ -10,7 +11,7 @@ import optax
 
 from asgd.cluster.averaging import MERGE, AveragingSchedule
 from asgd.emulation import AveragingEmulator
-from asgd.training.recorded import Recorded
+from asgd.training.recorded import Recorded, mean_loss
 from asgd.workloads import sampling, task as task_lib
 
 
@@ -49,7 +50,8 @@ class AveragingRun(Recorded):
     def __str__(self):
         return f"Schedule\n{self.schedule}"
 
-    def emulator(self, params: Any, model_state: Any, config: Any, cuts: list[int]) -> Any:
+    def emulator(self, params: Any, model_state: Any, config: Any, cuts: Sequence[int],
+                 on_nonfinite: Optional[str] = None) -> Any:
         """Returns what executes the run."""
         options = config.emulation
         return AveragingEmulator(
@@ -58,7 +60,8 @@ class AveragingRun(Recorded):
             backend=options.backend, layout=options.layout,
             waves_per_call=options.waves_per_call or None, worker_tx=self.worker_tx,
             seed=config.seed, model_state=model_state,
-            model_state_decay=config.model_state_decay, cuts=cuts)
+            model_state_decay=config.model_state_decay, cuts=cuts,
+            on_nonfinite=on_nonfinite or config.on_nonfinite)
 
     def where(self, event: int) -> str:
         """Returns an event in words."""
@@ -74,7 +77,7 @@ class AveragingRun(Recorded):
             "idle_time_workers": np.bincount(
                 schedule.worker[:stop], self._waits[:stop], schedule.num_workers).tolist(),
             "epoch": stop * self.batch_size / self.sampler.num_examples,
-            "loss": float(np.mean(losses, dtype=np.float64)),
+            "loss": mean_loss(losses),
             "staleness_mean": float(drift.mean()),
             "drift_max": int(drift.max()),
         }

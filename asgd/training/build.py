@@ -63,10 +63,13 @@ def make_task(config: Any) -> task_lib.Task:
         return text.TextTask(dataset, models.create(
             fields.name, text.VOCABULARY, width=fields.width, layers=fields.layers,
             heads=fields.heads))
-    dataset = datasets.load(data.name, data.data_dir or None)
+    dataset = datasets.load(
+        data.name, data.data_dir or None, streaming=data.streaming, image_size=data.image_size,
+        augment=data.augment, read_threads=data.read_threads, prefetch=data.prefetch)
     options = {"hidden": tuple(fields.hidden)} if fields.name == "mlp" else {}
     model = models.create(fields.name, dataset.num_classes, **options)
-    return task_lib.make_task(dataset, model, augment=data.augment)
+    # ImageNet's pictures are cut where they are read, as they differ in size.
+    return task_lib.make_task(dataset, model, augment=data.augment and data.name != "imagenet")
 
 
 def make_trace(config: Any, num_examples: int) -> Trace:

@@ -1,22 +1,29 @@
 """What the command lines share: a config flag, one clear line on failure, exit codes.
 
-Exit codes: 0 done, 1 a run-time failure, 2 a config or flag that cannot be used, 130 interrupted.
+Exit codes: 0 done, 1 a run-time failure, 2 a config or flag that cannot be used, 130 interrupted,
+143 stopped by SIGTERM.
 """
 
 import logging
+import os
+import pathlib
+import re
 import sys
 from typing import Any, Callable
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
+
+from asgd.cluster.checks import show
 
 
 def define(workdir: str, workdir_required: bool) -> tuple[Any, Any]:
     """Defines and returns the flags --config and --workdir, of which the latter is described."""
     config = config_flags.DEFINE_config_file("config", help_string="Config file, as configs/digits.py")
     folder = flags.DEFINE_string("workdir", None, workdir)
-    flags.mark_flags_as_required(["config", "workdir"][: 1 + workdir_required])
+    if workdir_required:
+        flags.mark_flag_as_required("workdir")
     return config, folder
 
 
@@ -29,35 +36,64 @@ def fail(code: int, message: Any) -> None:
 def parser(config: Any) -> Callable[[list[str]], list[str]]:
     """Returns what `absl.app.run` parses flags with."""
     def parse(argv):
+        absl_logging.set_verbosity(absl_logging.ERROR)  # What is wrong is said once.
         try:
             rest = flags.FLAGS(argv)
-            config.value.keys()  # A config file that cannot be read says so only when asked.
-            return rest
-        except (AttributeError, KeyError) as error:
-            name = str(error).strip("\"'")
-            fail(2, f"{argv[0]}: --config has no field {name!r}; configs/default.py has them all")
+            if config.value is not None:
+                config.value.keys()  # A config file that cannot be read says so only when asked.
+            if not isinstance(config.value, config_dict.ConfigDict):
+                fail(2, f"{argv[0]}: --config must name a file whose get_config() returns a ConfigDict, as "
+                        f"configs/digits.py, got {show(config.value)}")
+        except flags.Error as error:
+            fail(2, f"{argv[0]}: {_without_traceback(str(error))}")
         except Exception as error:  # A config file may raise anything.
-            fail(2, f"{argv[0]}: {error}")
+            name = str(error).strip("\"'")
+            if isinstance(error, (AttributeError, KeyError)) and re.fullmatch(r"[\w.]+", name):
+                fail(2, f"{argv[0]}: --config has no field {name!r}; configs/default.py has them all")
+            fail(2, f"{argv[0]}: --config: {type(error).__name__}: {error}")
+        _check_workdir(argv[0])
+        return rest
 
     return parse
+
+
+def _without_traceback(text):
+    """Returns what was raised in a config file without where, which ml_collections adds."""
+    first, *traceback = text.split("Traceback (most recent call last):")
+    if not traceback:
+        return text
+    return first + re.split(r"(?m)^ {2,}.*\n", traceback[-1])[-1]
+
+
+def _check_workdir(program):
+    if flags.FLAGS.workdir is None or "://" in flags.FLAGS.workdir:
+        return
+    place = pathlib.Path(flags.FLAGS.workdir).absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not flags.FLAGS.workdir or not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        fail(2, f"{program}: --workdir={flags.FLAGS.workdir!r} must be a directory that can be written to, or "
+                f"be made{f': {place} is not one' if flags.FLAGS.workdir else ''}")
 
 
 def run(argv: list[str], do: Callable[[], None]) -> None:
     """Does it, or fails with one line."""
     if len(argv) > 1:
         fail(2, f"{argv[0]}: unexpected argument {argv[1]!r}; settings are --config.name=value")
-    from asgd.training import validation
+    from asgd.training import distributed, interruption, validation
     from asgd.workloads import datasets
 
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step it takes.
     log = logging.getLogger("asgd")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if distributed.is_first() else logging.ERROR)
     log.addHandler(logging.StreamHandler())
     log.propagate = False
     try:
         do()
     except (validation.ConfigError, datasets.DatasetNotPrepared) as error:
         fail(2, f"{argv[0]}: {error}")
+    except interruption.Preempted as error:
+        fail(143, f"{argv[0]}: {error}")
     except KeyboardInterrupt:
         fail(130, f"{argv[0]}: interrupted; the same command goes on from the last checkpoint")
     except Exception as error:

@@ -8,7 +8,14 @@ from asgd.training.validation import ConfigError
 
 
 class Cuts:
-    """The events at which a run stops for a moment, and why."""
+    """The events at which a run stops for a moment, and why.
+
+    Attributes:
+      evaluations: after so many events the test set is looked at,
+      lines: a line of metrics is written,
+      checkpoints: a checkpoint is written.
+      all: all of them, growing.
+    """
 
     def __init__(self, config: Any, run: Any):
         total, passes = run.num_events, run.passes
@@ -23,5 +30,5 @@ class Cuts:
         events = np.searchsorted(passes, marks * config.evaluate_every_epochs) + 1
         self.evaluations = whole(np.minimum(events, total)) | {total}
         self.checkpoints = whole(range(0, total, config.checkpoint.every_gradients)) | {total}
-        every = whole(range(0, total, config.log_every))
-        self.all = sorted((every | self.evaluations | self.checkpoints) - {0})
+        self.lines = whole(range(0, total, config.log_every)) | self.evaluations
+        self.all = sorted((self.lines | self.checkpoints) - {0})

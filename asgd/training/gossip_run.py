@@ -1,5 +1,6 @@
 """What the training loop needs to know of decentralised training."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any, Optional
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from asgd.training.recorded import Recorded
+from asgd.training.recorded import Recorded, mean_loss
 from asgd.workloads import sampling, task as task_lib
 
 
@@ -48,7 +49,8 @@ class GossipRun(Recorded):
     def __str__(self):
         return f"Graph\n{self.schedule}"
 
-    def emulator(self, params: Any, model_state: Any, config: Any, cuts: list[int]) -> Any:
+    def emulator(self, params: Any, model_state: Any, config: Any, cuts: Sequence[int],
+                 on_nonfinite: Optional[str] = None) -> Any:
         """Returns what executes the run; it can stop after any round."""
         from asgd.emulation.decentralized import GossipEmulator  # Imports networkx.
 
@@ -58,21 +60,15 @@ class GossipRun(Recorded):
             self.task.batches(self.sampler), num_devices=options.num_devices,
             backend=options.backend, layout=options.layout,
             waves_per_call=options.waves_per_call or None, worker_tx=self.worker_tx,
-            seed=config.seed, model_state=model_state, model_state_decay=config.model_state_decay)
+            seed=config.seed, model_state=model_state, model_state_decay=config.model_state_decay,
+            on_nonfinite=on_nonfinite or config.on_nonfinite)
 
     def where(self, event: int) -> str:
         """Returns an event in words."""
         return f"event {event} (round {event // self.unit}, agent {event % self.unit})"
 
     def summary(self, start: int, stop: int, losses: np.ndarray) -> dict[str, Any]:
-        """Returns the metrics of the events ``start .. stop - 1``, whole rounds.
-
-        Raises:
-          FloatingPointError: naming the first loss that is not finite.
-        """
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if bad.size:
-            raise FloatingPointError(f"loss is {losses[bad[0]]} at {self.where(start + bad[0])}")
+        """Returns the metrics of the events ``start .. stop - 1``, whole rounds."""
         rounds, agents = np.divmod(np.arange(start, stop), self.unit)
         received = self.schedule.received(rounds, agents)
         others = (received.mixing > 0) & (received.agents != agents[:, None])
@@ -81,7 +77,7 @@ class GossipRun(Recorded):
             "updates": stop // self.unit,
             "virtual_time": float(stop // self.unit),
             "epoch": stop * self.batch_size / self.sampler.num_examples,
-            "loss": float(np.mean(losses, dtype=np.float64)),
+            "loss": mean_loss(losses),
             "staleness_mean": float(delays.mean()) if delays.size else None,
         }
 

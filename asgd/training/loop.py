@@ -14,11 +14,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from asgd.training import distributed
 from asgd.training.build import build
-from asgd.training.checkpoints import Checkpoints
+from asgd.training.checkpoints import steps_in
 from asgd.training.cuts import Cuts
-from asgd.training.metrics import MetricsWriter
-from asgd.training.validation import ConfigError, check_unchanged, validate
+from asgd.training.progress import Progress
+from asgd.training.validation import ConfigError, validate
+from asgd.training.workdir import check_unchanged, locked, workdir_path, write_text
 
 log = logging.getLogger("asgd")
 
@@ -39,94 +41,92 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+def train(config: Any, workdir: Any) -> dict[str, Any]:
     """Runs a config to its end, from where it was interrupted if it was.
+
+    In a job of several processes all call this; the first one writes what is written once.
 
     Args:
       config: the fields of ``configs/default.py``.
       workdir: where ``config.json``, ``trace.npz`` (or ``schedule.npz``), ``metrics.jsonl``,
-        TensorBoard events and ``checkpoints/`` go.
+        TensorBoard events and ``checkpoints/`` go: a directory, or the address of a bucket.
 
     Returns:
       The run's last line: ``eval_accuracy``, ``eval_loss``, ``gradients``, ``updates``,
       ``virtual_time``, ``gradients_per_second``, ``workdir`` and ``params_digest``; decentralised
       also ``eval_accuracy_worst`` (of the agents) and ``consensus_distance``; with averaging
-      ``idle_fraction``, ``discrepancy`` and what the average of the workers reaches.
+      ``idle_fraction``, ``discrepancy`` and what the average of the workers reaches; with
+      ``on_nonfinite="skip"`` ``skipped``, how many gradients were.
 
     Raises:
       ConfigError: for a field that cannot be used, before anything is written.
-      NonFiniteLossError: naming event, worker and staleness; what was written stays.
+      NonFiniteError: naming event, worker, staleness and leaf; a checkpoint is from before it.
+      Preempted: after SIGTERM, when a checkpoint is written.
+      OSError: when something could not be written; what was written before stays.
     """
+    name, workdir = str(workdir), workdir_path(workdir)
     validate(config)
-    if (workdir / "config.json").exists():
-        check_unchanged(config, workdir / "config.json")
+    if jax.process_count() > 1:
+        config.emulation.num_devices = jax.device_count()
+    check_unchanged(config, workdir / "config.json")
     run = build(config)
     run.check_record(workdir / run.record)
     cuts = Cuts(config, run)
-    params, model_state = run.task.init(config.seed)
+    initial = run.task.init(config.seed)
     try:
-        emulator = run.emulator(params, model_state, config, cuts.all)
+        # It can also go on from where a SIGTERM stopped it.
+        emulator = run.emulator(*initial, config, sorted({*cuts.all, *steps_in(workdir)}))
     except ValueError as error:
         raise ConfigError(f"emulation: {error}") from error
+    with locked(workdir):
+        check_unchanged(config, workdir / "config.json")
+        run.check_record(workdir / run.record)
+        distributed.wait_for_all("checked")
+        progress = Progress(config, workdir, run, emulator, initial)
+        try:
+            result = _go_on(config, run, cuts, progress, initial[0])
+        finally:
+            progress.close()
+    return {**result, "workdir": name}
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json.tmp").write_text(config.to_json(indent=2) + "\n")
-    os.replace(workdir / "config.json.tmp", workdir / "config.json")
-    run.save_record(workdir / run.record)
-    log.info("Parameters\n%s", parameter_overview.get_parameter_overview(params))
-    log.info("%s", run)
 
-    # The plain Python reference is for stepping through, not for runs to come back to.
-    checkpoints = (None if config.emulation.backend == "debug"
-                   else Checkpoints(workdir, config.checkpoint.keep))
-    found = checkpoints and checkpoints.latest()
-    if found:
-        start, arrays, progress = found
-        state = emulator.load(arrays)
-        run.save_record(workdir / run.record, start)
-        log.info("Resumed after %d gradients", start)
-    else:
-        start, progress = 0, {"metrics_bytes": 0, "seconds": 0.0, "evaluation": {}}
-        state = emulator.init()
-    writer = MetricsWriter(workdir, start, progress["metrics_bytes"])
-
-    seconds, evaluation = progress["seconds"], progress["evaluation"]
-    bar = tqdm(total=run.num_events, initial=start, unit="gradient", file=sys.stderr,
-               dynamic_ncols=True, smoothing=0.1)
-    try:
-        for stop in (cut for cut in cuts.all if cut > start):
-            began = time.perf_counter()
-            state, losses = emulator.run(state, start, stop)
-            seconds += time.perf_counter() - began
-            metrics = run.summary(start, stop, losses)
-            if stop in cuts.evaluations:
-                evaluation = run.evaluate(emulator, state)
-                metrics |= evaluation
-                if not np.isfinite(evaluation["eval_loss"]):
-                    raise FloatingPointError(
-                        f"eval_loss is {evaluation['eval_loss']} after {run.where(stop - 1)}")
-            writer.write(stop, metrics)
-            bar.set_postfix_str(_postfix(metrics, evaluation, stop, seconds), refresh=False)
-            bar.update(stop - start)
-            if checkpoints and stop in cuts.checkpoints:
-                progress = {"metrics_bytes": writer.position, "seconds": seconds,
-                            "evaluation": evaluation}
-                run.save_record(workdir / run.record, stop)
-                checkpoints.save(stop, emulator.save(state), progress)
-            start = stop
-    finally:
-        bar.close()
-        run.close(emulator)
-        writer.close()
-        if checkpoints:
-            checkpoints.close()
+def _go_on(config, run, cuts, progress, params):
+    first = distributed.is_first()
+    emulator, state = progress.emulator, progress.state
+    if first:
+        log.info("Parameters\n%s", parameter_overview.get_parameter_overview(params))
+        log.info("%s", run)
+        write_text(progress.workdir / "config.json", config.to_json(indent=2) + "\n")
+        run.save_record(progress.workdir / run.record)
+    if progress.step:
+        if first:
+            run.save_record(progress.workdir / run.record, progress.step)
+        log.info("Resumed after %d gradients", progress.step)
+    evaluation = progress.evaluation
+    bar = tqdm(total=run.num_events, initial=progress.step, unit="gradient", file=sys.stderr,
+               dynamic_ncols=True, smoothing=0.1, disable=not first)
+    with bar:
+        for stop in (cut for cut in cuts.all if cut > progress.step):
+            state = progress.advance(state, stop)
+            if stop in cuts.lines:
+                metrics = progress.summary()
+                if stop in cuts.evaluations:
+                    evaluation = run.evaluate(emulator, state)
+                    if not np.isfinite(evaluation["eval_loss"]):
+                        raise FloatingPointError(
+                            f"eval_loss is {evaluation['eval_loss']} after {run.where(stop - 1)}")
+                progress.write(metrics, evaluation if stop in cuts.evaluations else {})
+                bar.set_postfix_str(_postfix(metrics, evaluation, stop, progress.seconds),
+                                    refresh=False)
+            bar.update(stop - bar.n)
+            progress.save_if_due(state, stop in cuts.checkpoints)
 
     return {
         **{name: value for name, value in evaluation.items() if not isinstance(value, list)},
+        **({"skipped": progress.skipped} if config.on_nonfinite == "skip" else {}),
         "gradients": run.num_events,
         **{"updates": None, "virtual_time": None,
-           "gradients_per_second": round(run.num_events / seconds, 1), **run.totals},
-        "workdir": str(workdir),
+           "gradients_per_second": round(run.num_events / progress.seconds, 1), **run.totals},
         "params_digest": params_digest(emulator.params(state)),
     }
 

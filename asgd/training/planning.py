@@ -14,6 +14,7 @@ from asgd.theory import on_trace, planner
 from asgd.training import validation
 from asgd.training.build import build, make_timing, read_trace
 from asgd.training.checkpoints import Checkpoints
+from asgd.training.workdir import check_unchanged, workdir_path
 from asgd.transforms import rule_from_text
 
 CHOICES: dict[str, Callable[[int], Any]] = {
@@ -156,14 +157,15 @@ def _checkpoint(run, config, workdir):
     """Returns parameters and model state at a run's last checkpoint, or None."""
     if not (workdir and (workdir / "checkpoints").exists() and (workdir / "config.json").exists()):
         return None
-    validation.check_unchanged(config, workdir / "config.json")
+    workdir = workdir_path(workdir)
+    check_unchanged(config, workdir / "config.json")
+    emulator = run.emulator(*run.task.init(config.seed), config, [])
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    found = checkpoints.latest()
+    found = checkpoints.newest(emulator.saved())
     checkpoints.close()
     if not found:
         return None
-    emulator = run.emulator(*run.task.init(config.seed), config, [])
-    state = emulator.load(found[1])
+    state = emulator.load(found.arrays)
     return emulator.params(state), emulator.model_state(state)
 
 

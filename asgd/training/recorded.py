@@ -2,7 +2,10 @@
 
 from typing import Any, Optional
 
+import numpy as np
+
 from asgd.training.validation import ConfigError
+from asgd.training.workdir import load_at, save_at
 
 
 class Recorded:
@@ -21,14 +24,24 @@ class Recorded:
     def check_record(self, path: Any) -> None:
         """Raises ConfigError when a run at ``path`` followed another record."""
         mine = getattr(self, self.recorded)
-        if path.exists() and type(mine).load(path) != mine:
-            raise ConfigError(f"workdir holds a run of another {self.recorded} than trace_path has "
-                              "now: choose a new workdir")
+        if path.exists() and load_at(path, type(mine).load) != mine:
+            raise ConfigError(f"workdir holds a run of another {self.recorded} than this config makes, and "
+                              "a run goes on with the one that it began with: choose a new workdir")
 
     def save_record(self, path: Any, stop: Optional[int] = None) -> None:
         """Writes the record, before the run; or what a checkpoint after ``stop`` events needs of it."""
         if stop is None:
-            getattr(self, self.recorded).save(path)
+            save_at(path, getattr(self, self.recorded).save)
+
+    def applied(self, start: int, stop: int) -> np.ndarray:
+        """Returns which of the events ``start .. stop - 1`` are applied."""
+        return np.ones(stop - start, bool)
 
     def close(self, emulator: Any) -> None:
         """Ends what executes the run."""
+
+
+def mean_loss(losses: np.ndarray) -> Optional[float]:
+    """Returns the mean of the losses that are finite; those of dropped gradients may be anything."""
+    losses = losses[np.isfinite(losses)]
+    return float(np.mean(losses, dtype=np.float64)) if losses.size else None

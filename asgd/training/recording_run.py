@@ -1,5 +1,6 @@
 """What the training loop needs to know of a run that happens while it is looked at."""
 
+from collections.abc import Sequence
 import dataclasses
 import logging
 from typing import Any, Optional
@@ -8,6 +9,7 @@ from asgd.cluster.timing import Timing
 from asgd.recording import Log, Recorder
 from asgd.training.cuts import Cuts
 from asgd.training.server_run import ServerRun
+from asgd.training.workdir import save_at
 
 log = logging.getLogger("asgd")
 
@@ -35,9 +37,10 @@ class RecordingRun(ServerRun):
     def save_record(self, path: Any, stop: Optional[int] = None) -> None:
         """Writes the trace of the first ``stop`` gradients, if any."""
         if stop:
-            self.trace.trace(stop).save(path)
+            save_at(path, self.trace.trace(stop).save)
 
-    def emulator(self, params: Any, model_state: Any, config: Any, cuts: list[int]) -> Any:
+    def emulator(self, params: Any, model_state: Any, config: Any, cuts: Sequence[int],
+                 on_nonfinite: Optional[str] = None) -> Any:
         """Returns what records the run."""
         cuts = Cuts(config, self)  # States are kept where they are looked at, which is not at all cuts.
         recorder = Recorder(

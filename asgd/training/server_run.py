@@ -1,5 +1,6 @@
 """What the training loop needs to know of a run with a parameter server."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any, Optional
 
@@ -8,7 +9,7 @@ import optax
 
 from asgd.cluster import Trace
 from asgd.emulation import make_emulator
-from asgd.training.recorded import Recorded
+from asgd.training.recorded import Recorded, mean_loss
 from asgd.workloads import sampling, task as task_lib
 
 
@@ -52,7 +53,8 @@ class ServerRun(Recorded):
     def __str__(self):
         return f"Trace\n{self.trace}"
 
-    def emulator(self, params: Any, model_state: Any, config: Any, cuts: list[int]) -> Any:
+    def emulator(self, params: Any, model_state: Any, config: Any, cuts: Sequence[int],
+                 on_nonfinite: Optional[str] = None) -> Any:
         """Returns what executes the run."""
         options = config.emulation
         return make_emulator(
@@ -62,7 +64,12 @@ class ServerRun(Recorded):
             snapshot_dtype=options.snapshot_dtype or None,
             events_per_device=options.events_per_device,
             seed=config.seed, model_state=model_state,
-            model_state_decay=config.model_state_decay, cuts=cuts)
+            model_state_decay=config.model_state_decay, cuts=cuts,
+            on_nonfinite=on_nonfinite or config.on_nonfinite)
+
+    def applied(self, start: int, stop: int) -> np.ndarray:
+        """Returns which of the events ``start .. stop - 1`` the trace does not drop."""
+        return self.trace.applied[start:stop]
 
     def where(self, event: int) -> str:
         """Returns an event in words."""
@@ -77,7 +84,7 @@ class ServerRun(Recorded):
             "updates": int(trace.version[stop - 1]) + int(trace.updates[stop - 1]),
             "virtual_time": float(trace.finish_time[stop - 1]),
             "epoch": int(trace.applied[:stop].sum()) * self.batch_size / self.sampler.num_examples,
-            "loss": float(np.mean(losses, dtype=np.float64)),
+            "loss": mean_loss(losses),
             "staleness_mean": float(staleness.mean()) if staleness.size else None,
         }
 

@@ -3,80 +3,44 @@
 import importlib.util
 import json
 import logging
-import math
 from typing import Any
 
 import jax
 import numpy as np
 
-from asgd.cluster import timing
 from asgd.training import cluster_fields
 from asgd.training.cluster_fields import ALGORITHMS
-from asgd.training.fields import ConfigError, check_number, check_one_of, get_field
+from asgd.training.every_field import AVERAGING_ALGORITHMS, GOSSIP_ALGORITHMS, check_every_field
+from asgd.training.fields import (
+    ConfigError,
+    check_file,
+    check_integer,
+    check_number,
+    check_one_of,
+    get_field,
+    short,
+)
 from asgd.transforms import rule_from_text
-from asgd.workloads import datasets, models, text
+from asgd.workloads import text
 
 log = logging.getLogger("asgd")
-GOSSIP_ALGORITHMS = ("dsgd", "p_asgd", "c_asgd", "pc_asgd", "pc_asgd_pv", "ad_psgd")
-AVERAGING_ALGORITHMS = ("delayed_averaging", "local_sgd", "elastic_averaging", "async_diloco")
 
 
 def validate(config: Any) -> None:
     """Raises ConfigError for the first field that is wrong or does not fit another."""
-    check_one_of(config, "mode", ("emulate", "record"))
-    check_one_of(config, "recorder", ("threads", "ray"))
-    check_one_of(config, "algorithm", (*ALGORITHMS, *GOSSIP_ALGORITHMS, *AVERAGING_ALGORITHMS))
-    check_one_of(config, "dataset.name", (*datasets.NAMES, *text.NAMES))
-    check_one_of(config, "model.name", models.NAMES)
+    check_every_field(config)
     if (config.dataset.name in text.NAMES) != (config.model.name == "transformer"):
         raise ConfigError(f"dataset.name={config.dataset.name!r} and model.name="
                           f"{config.model.name!r} do not fit: the transformer is for text")
-    check_one_of(config, "schedule", ("constant", "cosine", "step"))
-    check_one_of(config, "cluster.protocol", ("auto", *cluster_fields.PROTOCOLS))
-    check_one_of(config, "cluster.pull", ("after", "before"))
-    check_one_of(config, "cluster.compute_time.distribution", timing.NAMES)
-    check_one_of(config, "emulation.backend", ("shard_map", "pmap", "jit", "debug"))
-    check_one_of(config, "emulation.layout", ("sharded", "replicated"))
-    check_one_of(config, "emulation.snapshot_dtype", ("", "bfloat16", "float16"))
-
-    for name in ("batch_size", "cluster.num_workers", "emulation.num_devices",
-                 "dataset.length", "model.width", "model.layers", "model.heads",
-                 "emulation.events_per_device", "log_every", "checkpoint.every_gradients",
-                 "checkpoint.keep"):
-        check_number(config, name, least=1)
-    for name in ("seed", "cluster.softsync_n", "emulation.waves_per_call"):
-        check_number(config, name, least=0)
-    check_number(config, "recording.sleep", least=0, most=1e6)
-    for name in ("recording.cpus_per_worker", "recording.gpus_per_worker",
-                 "learning_rate", "weight_decay", "clip_norm", "warmup_epochs",
-                 "cluster.pull_time", "cluster.push_time", "compensation.eps"):
-        check_number(config, name, least=0)
-    for name in ("momentum", "compensation.decay", "model_state_decay"):
-        check_number(config, name, least=0, below=1)
-    for name in ("cluster.compute_time.mean", "evaluate_every_epochs", "schedule_factor",
-                 "compensation.factor"):
-        check_number(config, name, above=0)
-    if config.compensation.strength is not None:
-        check_number(config, "compensation.strength")
-    for name in ("schedule_epochs", "cluster.slowdown", "model.hidden"):
-        for value in get_field(config, name):
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} must hold positive numbers, got {value!r}")
-    if config.dataset.augment and config.dataset.name != "cifar10":
-        raise ConfigError(f"dataset.augment=True is for cifar10, but dataset.name="
-                          f"{config.dataset.name!r}: crops and flips change what a digit is")
-    if not all(isinstance(width, int) for width in config.model.hidden):
-        raise ConfigError(f"model.hidden must hold integers, got {tuple(config.model.hidden)}")
+    _data(config)
     if config.model.width % config.model.heads:
         raise ConfigError(f"model.width={config.model.width} must be a multiple of model.heads="
                           f"{config.model.heads}")
     if config.nesterov and not config.momentum:
         raise ConfigError("nesterov=True and momentum=0 do not fit: Nesterov's needs a momentum")
-    if config.dataset.name == "text" and not config.dataset.path:
-        raise ConfigError("dataset.path must name a file when dataset.name='text'")
     _lengths(config)
     if config.algorithm in GOSSIP_ALGORITHMS:
-        _gossip(config)
+        _needs_gradients_at_server(config)
     elif config.algorithm in AVERAGING_ALGORITHMS:
         _averaging(config)
     else:
@@ -85,6 +49,33 @@ def validate(config: Any) -> None:
     _devices(config)
     if config.mode == "record":
         _recording(config)
+    _files(config)
+
+
+def _data(config):
+    data = config.dataset
+    if data.augment and data.name not in ("cifar10", "imagenet"):
+        raise ConfigError(f"dataset.augment=True is for cifar10 and imagenet, but dataset.name="
+                          f"{data.name!r}: crops and flips change what a digit is")
+    if data.streaming == "always" and data.name in ("digits", *text.NAMES):
+        raise ConfigError(f"dataset.streaming='always' and dataset.name={data.name!r} do not fit: it "
+                          "is for images on disk")
+    if data.streaming == "never" and data.name == "imagenet":
+        raise ConfigError("dataset.streaming='never' and dataset.name='imagenet' do not fit: it is "
+                          "for data that fits in memory")
+    if data.name == "imagenet" and config.algorithm in GOSSIP_ALGORITHMS and config.gossip.split == "label":
+        raise ConfigError("gossip.split='label' and dataset.name='imagenet' do not fit: its labels "
+                          "are not known without reading the images")
+    if data.name == "text" and not data.path:
+        raise ConfigError("dataset.path must name a file when dataset.name='text'")
+
+
+def _files(config):
+    read = {"dataset.path": config.dataset.name == "text", "trace_path": config.trace_path,
+            "cluster.times_from": config.cluster.times_from}
+    for name, wanted in read.items():
+        if wanted:
+            check_file(config, name)
 
 
 def _lengths(config):
@@ -92,10 +83,6 @@ def _lengths(config):
     needed = not config.trace_path or config.algorithm in GOSSIP_ALGORITHMS
     if needed and config.num_epochs is None and config.num_gradients is None:
         raise ConfigError("num_epochs or num_gradients must be set")
-    if config.num_epochs is not None:
-        check_number(config, "num_epochs", above=0)
-    if config.num_gradients is not None:
-        check_number(config, "num_gradients", least=1, below=2**31)
     if config.schedule == "step" and not config.schedule_epochs:
         raise ConfigError("schedule='step' needs schedule_epochs, the epochs where the rate drops")
     if list(config.schedule_epochs) != sorted(config.schedule_epochs):
@@ -109,40 +96,14 @@ def _devices(config):
                           "that backend runs on one device")
 
 
-def _gossip(config):
-    check_one_of(config, "gossip.graph",
-                 ("two_cliques", "ring", "torus", "complete", "star", "erdos_renyi"))
-    check_one_of(config, "gossip.mixing", ("metropolis", "uniform"))
-    check_one_of(config, "gossip.split", ("random", "label"))
-    check_one_of(config, "gossip.criterion", ("paper", "descent"))
-    for name, least in (("gossip.num_agents", 2), ("gossip.delay", 0)):
-        check_number(config, name, least=least, below=2**15)
-    for name in ("gossip.theta", "gossip.delayed_fraction", "gossip.delay_probability",
-                 "gossip.edge_probability"):
-        check_number(config, name, least=0, most=1)
-    check_number(config, "gossip.strength")
-    check_number(config, "gossip.warmup_epochs", least=0)
-    _needs_gradients_at_server(config)
-
-
 def _averaging(config):
-    check_one_of(config, "averaging.schedule", ("cyclic", "whenever_ready"))
-    for name in ("averaging.period", "averaging.max_drift"):
-        check_number(config, name, least=1)
-    check_number(config, "averaging.measure_every", least=0)
-    for name in ("averaging.merge_time", "averaging.outer_learning_rate"):
-        check_number(config, name, least=0)
-    check_number(config, "averaging.outer_momentum", least=0, below=1)
-    check_number(config, "averaging.spread", least=0, most=1)
     fields = config.averaging
     if fields.delay is not None:
-        check_number(config, "averaging.delay", least=0, most=fields.period)
+        check_integer(config, "averaging.delay", least=0, most=fields.period)
         if config.algorithm != "delayed_averaging" or fields.schedule != "cyclic":
             raise ConfigError(f"averaging.delay={fields.delay} and algorithm={config.algorithm!r} with "
                               f"averaging.schedule={fields.schedule!r} do not fit: it is for "
                               "delayed_averaging in cycles")
-    if fields.elasticity is not None:
-        check_number(config, "averaging.elasticity", least=0, most=1)
     for name in ("cluster.pull_time", "cluster.push_time"):
         if get_field(config, name):
             raise ConfigError(f"{name}={get_field(config, name)!r} and algorithm={config.algorithm!r} do "
@@ -223,43 +184,14 @@ def check_model(config: Any, trace: Any, task: Any) -> None:
     from asgd.recording.recorder import signature
 
     mine = signature(jax.eval_shape(lambda: task.init(config.seed)[0]))
-    other = sorted(theirs.items() ^ mine.items())
-    if other:
-        name = other[0][0]
+    other = [name for name in sorted(theirs | mine) if theirs.get(name) != mine.get(name)]
+    for name in other[:1]:
         raise ConfigError(
             f"trace_path={config.trace_path!r} was recorded with another model than model.name="
             f"{config.model.name!r} with {config.dataset.name}: parameter {name} was "
-            f"{theirs.get(name, 'not there')}, and is {mine.get(name, 'not there')}")
+            f"{short(str(theirs.get(name, 'not there')))}, and is {mine.get(name, 'not there')}")
     now = {"seed": config.seed, "batch_size": config.batch_size, "dataset": config.dataset.name}
     for name, value in now.items():
         if recording.get(name, value) != value:
             log.warning("%s was recorded with %s=%s, and is replayed with %s: it will not end with the "
                         "same parameters", config.trace_path, name, recording[name], value)
-
-
-def check_unchanged(config: Any, path: Any) -> None:
-    """Raises ConfigError when the run at ``path`` (its config.json) had another config.
-
-    Fields that change how a run is executed, but not what it computes, may differ.
-    """
-    free = ("emulation.num_devices", "emulation.backend", "emulation.layout",
-            "emulation.waves_per_call", "dataset.data_dir", "checkpoint.keep")
-    try:
-        old = _flat(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ConfigError(f"workdir: {path} cannot be read ({error}): choose a new workdir") from None
-    new = _flat(json.loads(config.to_json()))
-    changed = [name for name in sorted(old.keys() | new.keys())
-               if old.get(name) != new.get(name) and name not in free
-               and not name.startswith("plan.")]
-    if changed:
-        was = ", ".join(f"{name}={old.get(name)!r}, now {new.get(name)!r}" for name in changed)
-        raise ConfigError(f"workdir holds a run with another config ({was}): choose a new workdir")
-
-
-def _flat(tree, prefix=""):
-    out = {}
-    for name, value in tree.items():
-        out.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict)
-                   else {prefix + name: value})
-    return out

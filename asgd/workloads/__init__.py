@@ -2,8 +2,9 @@
 
 from asgd.workloads.augmentation import pad_crop_flip
 from asgd.workloads.datasets import Dataset, DatasetNotPrepared, load
-from asgd.workloads.models import MLP, ResNet20, SmallCNN, create
+from asgd.workloads.models import MLP, ResNet20, ResNet50, SmallCNN, create
 from asgd.workloads.sampling import EventSampler
+from asgd.workloads.streaming import StreamedDataset
 from asgd.workloads.task import Task, make_task
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "EventSampler",
     "MLP",
     "ResNet20",
+    "ResNet50",
     "SmallCNN",
+    "StreamedDataset",
     "Task",
     "create",
     "load",

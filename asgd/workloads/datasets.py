@@ -1,32 +1,67 @@
-"""Data sets, held whole in host memory as NumPy arrays.
+"""Data sets by name, and those that are held whole in host memory as NumPy arrays.
 
-A gradient event names its samples by index (see `asgd.workloads.sampling`), so a data set is an
-array to index rather than a stream to read: the same event always gets the same images, on any
-number of devices and after any interruption.
+A gradient event names its samples by index (see `asgd.workloads.sampling`), so a data set is
+something to index, an array or files (`asgd.workloads.streaming`), rather than a stream: the same
+event always gets the same images, on any number of devices and after any interruption.
 
-`digits` comes with scikit-learn and needs no download. `mnist` and `cifar10` are read through
-TensorFlow Datasets, which reads prepared data without TensorFlow but needs TensorFlow, and a
-network, to prepare them; `load` says how when they are missing.
+`digits` comes with scikit-learn and needs no download. `mnist`, `cifar10` and `imagenet` are read
+through TensorFlow Datasets, which reads prepared data without TensorFlow but needs TensorFlow, and
+a network, to prepare them; `load` says how when they are missing.
 """
 
 import dataclasses
 import functools
 import importlib.util
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-NAMES = ("cifar10", "digits", "mnist")
+from asgd.emulation import IndexedBatches
+from asgd.workloads.prepared import DatasetNotPrepared, require, tfds_source
+
+__all__ = ["Dataset", "DatasetNotPrepared", "InMemory", "load", "mean_of"]
+NAMES = ("cifar10", "digits", "mnist", "imagenet")
+STREAMING = ("auto", "always", "never")
+MOST_IN_MEMORY = 2**31  # Bytes of training images; "auto" streams more.
 
 _DIGITS_TRAIN = 1437
 
 
-class DatasetNotPrepared(ValueError):
-    """The data set is known, but is not on this machine in a format that can be read."""
+class InMemory:
+    """What tasks ask of a data set, for splits that are dicts of arrays [N, ...] in host memory."""
+
+    train: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples."""
+        return len(next(iter(self.train.values())))
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [num_examples], or None where examples have no label."""
+        return self.train.get("label")
+
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of one example."""
+        return sum(rows[0].nbytes for rows in self.train.values())
+
+    def batches(self, sampler: Any) -> IndexedBatches:
+        """Makes the training batches of a sampler's events, which devices can gather themselves."""
+        return IndexedBatches(self.train, sampler.indices)
+
+    def test_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the test split in order, `batch_size` rows at a time; the last may have fewer."""
+        for start in range(0, len(next(iter(self.test.values()))), batch_size):
+            yield {name: rows[start:start + batch_size] for name, rows in self.test.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(InMemory):
     """Images with integer labels, split for training and test.
 
     Args:
@@ -69,26 +104,41 @@ class Dataset:
         Subtracting it is all the preprocessing of Zhang et al., "Staleness-aware Async-SGD for
         Distributed Deep Learning" (IJCAI 2016), section 4. Computed at the first use.
         """
-        images = self.train["image"]
-        # Integer sums are exact, hence the same on every machine.
-        total = images.sum(axis=0, dtype=np.uint64)
-        return (total / (255.0 * len(images))).astype(np.float32)
+        return mean_of(self.train["image"].sum(axis=0, dtype=np.uint64), self.num_examples)
 
 
-def load(name: str, data_dir: str | None = None) -> Dataset:
+def mean_of(total: np.ndarray, count: int) -> np.ndarray:
+    """Computes the mean of uint8 images, in units of 0 to 1, from their sum."""
+    # Integer sums are exact, hence the same on every machine and in any order.
+    return (total / (255.0 * count)).astype(np.float32)
+
+
+def load(name: str, data_dir: str | None = None, *, streaming: str = "auto", image_size: int = 224,
+         augment: bool = False, read_threads: int = 16, prefetch: int = 16):
     """Loads a data set by name.
 
     Args:
         name: `"digits"` (8x8x1; 1,437 training and 360 test images, a fixed split),
-            `"mnist"` (28x28x1; 60,000 and 10,000) or `"cifar10"` (32x32x3; 50,000 and 10,000).
+            `"mnist"` (28x28x1; 60,000 and 10,000), `"cifar10"` (32x32x3; 50,000 and 10,000) or
+            `"imagenet"` (TFDS's imagenet2012; 1,281,167 and 50,000, its validation split).
         data_dir: Folder of prepared TFDS data; None is TFDS's own default, the environment
             variable `TFDS_DATA_DIR` or else `~/tensorflow_datasets`. Not used by `"digits"`.
 
+    Other args:
+        streaming: `"always"` leaves the examples on disk and reads batches as they are asked for,
+            `"never"` reads all of them now, and `"auto"` streams ImageNet, and others where the
+            training images have more than `MOST_IN_MEMORY` bytes. Batches are the same.
+        image_size: Of ImageNet: pixels of a side of what is cut from an image.
+        augment: Of ImageNet: cut at random from training images, and mirror them.
+        read_threads: Batches read side by side, when streaming.
+        prefetch: Batches read ahead, when streaming.
+
     Returns:
-        The data set. MNIST and CIFAR-10 keep the order in which TFDS stores them.
+        A `Dataset`, or a `asgd.workloads.streaming.StreamedDataset`. Both keep the order in which
+        TFDS stores the examples.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown or cannot be read so.
         DatasetNotPrepared: If TFDS has no readable copy; the message says how to make one.
         ImportError: If a package that reads the data is missing; the message names it.
 
@@ -98,10 +148,30 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     """
     if name not in NAMES:
         raise ValueError(f"dataset name must be one of {', '.join(NAMES)}, not {name!r}")
+    if streaming not in STREAMING:
+        raise ValueError(f"streaming must be one of {', '.join(STREAMING)}, not {streaming!r}")
     if name == "digits":
+        if streaming == "always":
+            raise ValueError("streaming='always' is for data on disk, not for digits")
         return _load_digits()
-    splits = {split: _load_tfds(name, split, data_dir) for split in ("train", "test")}
-    return Dataset(name, **splits, num_classes=10)
+    if name == "imagenet" and streaming == "never":
+        raise ValueError("streaming='never' is for data that fits in memory, not for imagenet")
+    if importlib.util.find_spec("cv2") is None or name == "imagenet":
+        require("PIL.Image", "pillow")
+    from asgd.workloads import images, streaming as streamed
+
+    threads = dict(threads=read_threads, prefetch=prefetch)
+    if name == "imagenet":
+        splits = {ours: tfds_source("imagenet2012", theirs, data_dir, encoded=True)
+                  for ours, theirs in (("train", "train"), ("test", "validation"))}
+        return streamed.StreamedDataset(
+            name, **splits, num_classes=1000, crops=images.Crops(image_size, augment),
+            channel_mean=images.IMAGENET_MEAN, **threads)
+    splits = {split: tfds_source(name, split, data_dir) for split in ("train", "test")}
+    size = len(splits["train"]) * splits["train"][0]["image"].nbytes
+    if streaming == "always" or (streaming == "auto" and size > MOST_IN_MEMORY):
+        return streamed.StreamedDataset(name, **splits, num_classes=10, **threads)
+    return Dataset(name, **{split: _read(source) for split, source in splits.items()}, num_classes=10)
 
 
 def _check_split(split, rows, num_classes):
@@ -119,20 +189,11 @@ def _check_split(split, rows, num_classes):
                          f"not {label.min()} to {label.max()}")
 
 
-def _require(module, package):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"this data set needs the Python package {package}: pip install {package} "
-            f"({error})") from error
-
-
 def _load_digits():
     # The file that load_digits reads; importing scikit-learn would take longer than training.
     spec = importlib.util.find_spec("sklearn")
     if spec is None:
-        _require("sklearn", "scikit-learn")
+        require("sklearn", "scikit-learn")
     path = pathlib.Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     rows = np.loadtxt(path, delimiter=",", dtype=np.int32)
     image = np.rint(rows[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -144,10 +205,7 @@ def _load_digits():
                    {"image": image[test], "label": label[test]}, num_classes=10)
 
 
-def _load_tfds(name, split, data_dir):
-    if importlib.util.find_spec("cv2") is None:
-        _require("PIL.Image", "pillow")
-    source = tfds_source(name, split, data_dir)
+def _read(source):
     first = source[0]["image"]
     image = np.empty((len(source), *first.shape), np.uint8)
     label = np.empty(len(source), np.int32)
@@ -155,34 +213,3 @@ def _load_tfds(name, split, data_dir):
         image[i] = example["image"]
         label[i] = example["label"]
     return {"image": image, "label": label}
-
-
-def tfds_source(name: str, split: str, data_dir: str | None):
-    """Returns the prepared examples of a TFDS data set, a sequence of dicts.
-
-    Raises:
-        DatasetNotPrepared: If TFDS has no readable copy; the message says how to make one.
-        ImportError: If a package that reads the data is missing; the message names it.
-    """
-    # TFDS imports its readers late, and its own messages about them do not say what to install.
-    tfds = _require("tensorflow_datasets", "tensorflow-datasets")
-    _require("importlib_resources", "importlib_resources")
-    _require("array_record.python.array_record_data_source", "array_record")
-    try:
-        return tfds.data_source(name, split=split, data_dir=data_dir, download=False)
-    except (KeyError, NotImplementedError, ValueError) as error:
-        # The three ways in which TFDS says that there is no data, or not in such a format.
-        said = f"{error}".strip().partition("\n")[0]
-        raise DatasetNotPrepared(
-            f"{_how_to_prepare(name, data_dir)}; TFDS says: {said}") from error
-
-
-def _how_to_prepare(name, data_dir):
-    place = "the default TFDS folder" if data_dir is None else data_dir
-    folder = "" if data_dir is None else f"data_dir='{data_dir}', "
-    return (
-        f"{name} is not prepared as array_record in {place}: on a machine with a network, "
-        f"pip install tensorflow tensorflow-datasets, then run once python -c \"import "
-        f"tensorflow_datasets as tfds; tfds.builder('{name}', {folder}"
-        f"file_format='array_record').download_and_prepare()\" (a copy in another format cannot be "
-        f"read: leave it and choose another data_dir)")

@@ -11,9 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from asgd.workloads.resnet import ResNet20, ResNet50
 from asgd.workloads.transformer import Transformer
-
-_he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class MLP(nn.Module):
@@ -86,62 +85,8 @@ def _max_pool(x):
     return x.reshape(batch, height, 2, width, 2, channels).max(axis=(2, 4))
 
 
-class ResNet20(nn.Module):
-    """ResNet-20 for small images: 269,722 parameters for 10 classes of 32x32x3.
-
-    He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016), section 4.2: a 3x3
-    convolution, three stages of three basic blocks with 16, 32 and 64 channels, halving the image
-    where a stage starts, parameter-free shortcuts (option A), global average pooling.
-
-    In training mode the `batch_stats` that come out are this batch's own mean and variance, not a
-    running average: the batch belongs to one gradient event, and whoever applies the events in
-    order averages their statistics in that order.
-
-    Attributes:
-        num_classes: Number of logits.
-    """
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Computes the logits."""
-        x = nn.relu(_batch_norm(train, "norm")(_conv(16, 1, "conv")(x)))
-        for stage, channels in enumerate((16, 32, 64)):
-            for block in range(3):
-                stride = 2 if stage > 0 and block == 0 else 1
-                x = _BasicBlock(channels, stride, name=f"stage{stage}_block{block}")(x, train)
-        return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
-
-
-class _BasicBlock(nn.Module):
-    channels: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x, train):
-        y = _conv(self.channels, self.stride, "conv0")(x)
-        y = nn.relu(_batch_norm(train, "norm0")(y))
-        y = _conv(self.channels, 1, "conv1")(y)
-        y = _batch_norm(train, "norm1")(y)
-        shortcut = x[:, :: self.stride, :: self.stride]
-        added = self.channels - x.shape[-1]
-        shortcut = jnp.pad(shortcut, ((0, 0),) * 3 + ((added // 2, added - added // 2),))
-        return nn.relu(y + shortcut)
-
-
-def _conv(channels, stride, name):
-    # "SAME" would centre strided windows on odd pixels, while the shortcut keeps the even ones.
-    return nn.Conv(channels, (3, 3), strides=stride, padding=1, use_bias=False,
-                   kernel_init=_he_normal, name=name)
-
-
-def _batch_norm(train, name):
-    # Momentum 0 keeps nothing of the old statistics, so the batch's own come out.
-    return nn.BatchNorm(use_running_average=not train, momentum=0.0, name=name)
-
-
-_MODELS = {"cnn": SmallCNN, "mlp": MLP, "resnet20": ResNet20, "transformer": Transformer}
+_MODELS = {"cnn": SmallCNN, "mlp": MLP, "resnet20": ResNet20, "resnet50": ResNet50,
+           "transformer": Transformer}
 NAMES = tuple(_MODELS)
 
 
@@ -149,7 +94,7 @@ def create(name: str, num_classes: int, **kwargs) -> nn.Module:
     """Builds a model by name.
 
     Args:
-        name: `"mlp"`, `"cnn"`, `"resnet20"`, or of text `"transformer"`.
+        name: `"mlp"`, `"cnn"`, `"resnet20"`, `"resnet50"`, or of text `"transformer"`.
         num_classes: Number of classes.
         **kwargs: Further attributes of the model, such as `hidden` of the MLP.
 

@@ -9,6 +9,7 @@ are grouped, or on where a run was resumed.
 
 import dataclasses
 import functools
+import threading
 from typing import Any
 
 import numpy as np
@@ -135,14 +136,24 @@ class AgentSampler:
         return rows
 
 
-# Events in flight straddle two passes at most, unless a batch is a large part of the data; there
-# may be many agents.
-@functools.lru_cache(maxsize=128)
 def _permutation(num_examples, seed, number):
+    # Threads that read ahead would each draw the same one.
+    with _drawing:
+        return (_many if num_examples < 2**18 else _few)(num_examples, seed, number)
+
+
+def _draw(num_examples, seed, number):
     generator = np.random.default_rng(np.random.SeedSequence([seed, number]))
     order = generator.permutation(num_examples).astype(np.int32)
     order.flags.writeable = False
     return order
+
+
+# Events in flight straddle two passes at most, unless a batch is a large part of the data; there
+# may be many agents. Memory is bounded, also of large data sets.
+_drawing = threading.Lock()
+_many = functools.lru_cache(maxsize=128)(_draw)
+_few = functools.lru_cache(maxsize=8)(_draw)
 
 
 def _check_range(field, value, low, high, meaning=None):

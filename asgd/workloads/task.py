@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,28 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asgd.emulation import IndexedBatches
 from asgd.workloads.augmentation import pad_crop_flip
 from asgd.workloads.datasets import Dataset
 from asgd.workloads.sampling import AgentSampler, EventSampler
+from asgd.workloads.streaming import StreamedDataset
+
+_EVAL_BATCH_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What one gradient event computes, and how the result is evaluated. Made by `make_task`.
 
-    Images travel as uint8; `loss_fn` and `eval_fn` scale them to 0..1 and subtract the per-pixel
-    mean of the training set, the preprocessing of Zhang et al., "Staleness-aware Async-SGD for
-    Distributed Deep Learning" (IJCAI 2016), section 4.
+    Images travel as uint8; `loss_fn` and `eval_fn` scale them to 0..1 and subtract the data set's
+    mean, that of each pixel over the training set (of each channel for ImageNet), the preprocessing
+    of Zhang et al., "Staleness-aware Async-SGD for Distributed Deep Learning" (IJCAI 2016),
+    section 4.
 
     Attributes:
         dataset: Where batches come from.
         model: Flax Linen module, called as `model.apply(variables, images, train=...)`.
-        augment: Whether training images are cropped and flipped at random.
+        augment: Whether `loss_fn` crops and flips images at random.
         has_model_state: Whether the model has batch statistics, so that `loss_fn` returns them.
     """
 
-    dataset: Dataset
+    dataset: Dataset | StreamedDataset
     model: nn.Module
     augment: bool
     has_model_state: bool
@@ -39,12 +43,12 @@ class Task:
     @property
     def num_examples(self) -> int:
         """Training examples."""
-        return len(next(iter(self.dataset.train.values())))
+        return self.dataset.num_examples
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [num_examples], or None where examples have no label."""
-        return self.dataset.train.get("label")
+        """int32 [num_examples], or None where they cannot be had without reading the images."""
+        return self.dataset.labels
 
     @property
     def predictions_per_example(self) -> int:
@@ -107,13 +111,14 @@ class Task:
         return {"loss": jnp.where(mask, losses, 0.0).sum(), "correct": (mask & correct).sum()}
 
     def evaluate(self, params: Any, model_state: Any = None,
-                 batch_size: int = 500) -> dict[str, float]:
+                 batch_size: int | None = None) -> dict[str, float]:
         """Computes loss and accuracy over the whole test set.
 
         Args:
             params: Parameters.
             model_state: Running batch statistics, or None.
-            batch_size: Images per compiled call; the last batch is padded to it.
+            batch_size: Images per compiled call; the last batch is padded to it. None is 500, or
+                fewer of large images.
 
         Returns:
             `{"eval_loss": mean cross-entropy in nats, "eval_accuracy": fraction from 0 to 1}`,
@@ -122,22 +127,24 @@ class Task:
         Raises:
             ValueError: If `batch_size` is not positive.
         """
+        if batch_size is None:
+            batch_size = max(1, min(500, _EVAL_BATCH_BYTES // self.dataset.example_bytes))
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
-        total = len(next(iter(self.dataset.test.values())))
-        loss, correct = 0.0, 0
-        for start in range(0, total, batch_size):
-            rows = np.arange(start, start + batch_size)
-            mask = rows < total
-            batch = {name: array[np.where(mask, rows, 0)]
-                     for name, array in self.dataset.test.items()}
+        loss, correct, total = 0.0, 0, 0
+        for batch in self.dataset.test_batches(batch_size):
+            count = len(next(iter(batch.values())))
+            mask = np.arange(batch_size) < count
+            batch = {name: np.resize(rows, (batch_size, *rows.shape[1:]))
+                     for name, rows in batch.items()}
             sums = jax.device_get(self._compiled_eval(params, model_state, batch, mask))
             loss += float(sums["loss"])
             correct += int(sums["correct"])
+            total += count
         total *= self.predictions_per_example
         return {"eval_loss": loss / total, "eval_accuracy": correct / total}
 
-    def batches(self, sampler: EventSampler | AgentSampler) -> IndexedBatches:
+    def batches(self, sampler: EventSampler | AgentSampler) -> Callable[[np.ndarray], Any]:
         """Makes the training batches of gradient events.
 
         Args:
@@ -145,7 +152,8 @@ class Task:
 
         Returns:
             A function from event numbers [n] to `{"image": uint8 [n, b, H, W, C], "label":
-            int32 [n, b]}`, NumPy arrays, which can also be gathered on the devices.
+            int32 [n, b]}`, NumPy arrays: `IndexedBatches`, which can also be gathered on the
+            devices, or for streamed data a `ReadAhead`.
 
         Raises:
             ValueError: If the sampler counts other examples than the training set has.
@@ -154,8 +162,7 @@ class Task:
             raise ValueError(
                 f"sampler.num_examples must be {self.num_examples}, the training examples of "
                 f"{self.dataset.name}, not {sampler.num_examples}")
-
-        return IndexedBatches(self.dataset.train, sampler.indices)
+        return self.dataset.batches(sampler)
 
     def _normalise(self, image):
         return image.astype(jnp.float32) / 255.0 - self.dataset.mean
@@ -165,14 +172,14 @@ class Task:
         return jax.jit(self.eval_fn)
 
 
-def make_task(dataset: Dataset, model: nn.Module, *, augment: bool = False) -> Task:
+def make_task(dataset: Dataset | StreamedDataset, model: nn.Module, *, augment: bool = False) -> Task:
     """Ties a data set to a model.
 
     Args:
         dataset: The data set.
         model: Flax Linen module taking float32 images [b, H, W, C] and `train`, whose only
             variables are `params` and perhaps `batch_stats`, and which returns logits.
-        augment: Crop and flip training images at random (`pad_crop_flip`).
+        augment: Crop and flip training images at random (`pad_crop_flip`), on the device.
 
     Returns:
         The task.

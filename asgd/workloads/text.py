@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asgd.workloads.datasets import tfds_source
+from asgd.workloads.datasets import InMemory
+from asgd.workloads.prepared import tfds_source
 from asgd.workloads.task import Task
 
 NAMES = ("text", "tiny_shakespeare")
@@ -19,7 +20,7 @@ VOCABULARY = 256  # Bytes.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextDataset:
+class TextDataset(InMemory):
     """Windows of L + 1 bytes, of which the last of one is the first of the next.
 
     Args:

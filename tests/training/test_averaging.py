@@ -166,8 +166,8 @@ def test_the_outer_optimizers(config):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"averaging.period": 0}, "averaging.period must be a number at least 1"),
-    ({"averaging.delay": 5}, "averaging.delay must be a number at least 0 and at most 4, got 5"),
+    ({"averaging.period": 0}, "averaging.period must be an integer from 1"),
+    ({"averaging.delay": 5}, "averaging.delay must be an integer from 0 to 4, got 5"),
     ({"averaging.delay": 2, "averaging.schedule": "whenever_ready"}, "it is for delayed_averaging in"),
     ({"averaging.schedule": "star"}, "averaging.schedule must be one of cyclic, whenever_ready"),
     ({"averaging.merge_time": -1.0}, "averaging.merge_time must be a number at least 0"),

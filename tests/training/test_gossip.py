@@ -166,7 +166,7 @@ def test_shipped_configs_are_valid(module):
     ({"gossip.split": "size"}, "gossip.split must be one of random, label"),
     ({"gossip.criterion": "ascent"}, "gossip.criterion must be one of paper, descent"),
     ({"gossip.theta": 1.5}, "gossip.theta must be a number at least 0 and at most 1, got 1.5"),
-    ({"gossip.delay": -1}, "gossip.delay must be a number at least 0"),
+    ({"gossip.delay": -1}, "gossip.delay must be an integer from 0 to 32767"),
     ({"gossip.num_agents": 5}, "gossip: num_agents must be an even number"),
     ({"gossip.num_agents": 200}, "gossip: batch_size must be an integer from 1 to 7"),
     ({"gossip.graph": "erdos_renyi", "gossip.edge_probability": 0.0}, "gossip: .*must be connected"),

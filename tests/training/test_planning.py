@@ -90,15 +90,15 @@ def test_curvature_is_measured_where_the_run_is(tmp_path):
 
 @pytest.mark.parametrize("field, value, message", [
     ("workers", (), "plan.workers must hold integers of at least 1"),
-    ("workers", (0,), "plan.workers must hold integers of at least 1"),
+    ("workers", (0,), "plan.workers must hold integers from 1"),
     ("protocols", ("chaos",), "plan.protocols must be among hardsync, .*got 'chaos'"),
     ("protocols", (), "plan.protocols must name at least one"),
-    ("eigenvalues", ("a", 1.0), "plan.eigenvalues must be the largest and the smallest"),
+    ("eigenvalues", ("a", 1.0), "plan.eigenvalues must hold numbers, got 'a'"),
     ("target", 1.0, "plan.target must be a number .*below 1"),
     ("eigenvalues", (1.0,), "plan.eigenvalues must be the largest and the smallest"),
     ("eigenvalues", (1.0, -1.0), "plan.eigenvalues, plan.excess or plan.noise: eigenvalues must be"),
     ("noise", -1.0, "plan.noise must be a number at least 0"),
-    ("batches", 1, "plan.batches must be a number at least 2"),
+    ("batches", 1, "plan.batches must be an integer from 2"),
 ])
 def test_bad_fields(field, value, message):
     with pytest.raises(validation.ConfigError, match=message):

@@ -1,6 +1,5 @@
 """Data sets: sizes, ranges, the path through TFDS, and what errors say."""
 
-import io
 import os
 import sys
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from asgd.workloads import datasets
+from asgd.workloads.streaming import StreamedDataset
 
 REAL = os.environ.get("ASGD_TFDS_DATA_DIR")
 
@@ -61,7 +61,7 @@ def test_mean_is_of_the_training_images_in_units_of_one():
 
 
 def test_unknown_name_lists_the_names():
-    with pytest.raises(ValueError, match="cifar10, digits, mnist, not 'cifar100'"):
+    with pytest.raises(ValueError, match="cifar10, digits, mnist, imagenet, not 'cifar100'"):
         datasets.load("cifar100")
 
 
@@ -78,29 +78,6 @@ def test_mocked_tfds_data(name, shape):
         assert dataset.train["label"][i] == example["label"]
 
 
-@pytest.fixture
-def tiny_mnist(tmp_path, monkeypatch):
-    """A real array_record data set of a few pictures, made without TensorFlow."""
-    pytest.importorskip("tensorflow_datasets")
-    image_module = pytest.importorskip("PIL.Image")
-    from tensorflow_datasets.image_classification import mnist
-
-    def png(value):
-        out = io.BytesIO()
-        image_module.fromarray(np.full([28, 28], value, np.uint8)).save(out, "PNG")
-        out.seek(0)
-        return out
-
-    def examples(first, count):
-        for i in range(first, first + count):
-            yield i, {"image": png(10 * i), "label": i % 10}
-
-    monkeypatch.setattr(mnist.MNIST, "_split_generators", lambda self, _: {
-        "train": examples(0, 8), "test": examples(8, 4)})
-    mnist.MNIST(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
-    return str(tmp_path)
-
-
 def test_prepared_array_record_files(tiny_mnist):
     dataset = datasets.load("mnist", tiny_mnist)
     for split, numbers in ((dataset.train, range(8)), (dataset.test, range(8, 12))):
@@ -108,6 +85,32 @@ def test_prepared_array_record_files(tiny_mnist):
         found = sorted(zip(values, split["label"].tolist(), strict=True))
         assert found == [(10 * i, i % 10) for i in numbers]
         assert (split["image"] == split["image"][:, :1, :1]).all()
+
+
+def test_streams_what_does_not_fit(tiny_mnist, monkeypatch):
+    assert isinstance(datasets.load("mnist", tiny_mnist), datasets.Dataset)
+    monkeypatch.setattr(datasets, "MOST_IN_MEMORY", 8 * 28 * 28)
+    assert isinstance(datasets.load("mnist", tiny_mnist), datasets.Dataset)
+    monkeypatch.setattr(datasets, "MOST_IN_MEMORY", 8 * 28 * 28 - 1)
+    assert isinstance(datasets.load("mnist", tiny_mnist), StreamedDataset)
+    assert isinstance(datasets.load("mnist", tiny_mnist, streaming="never"), datasets.Dataset)
+
+
+@pytest.mark.parametrize("name, streaming, words", [
+    ("mnist", "perhaps", "streaming must be one of auto, always, never, not 'perhaps'"),
+    ("digits", "always", "streaming='always' is for data on disk, not for digits"),
+    ("imagenet", "never", "streaming='never' is for data that fits in memory, not for imagenet"),
+])
+def test_what_cannot_be_streamed_or_must_be(name, streaming, words):
+    with pytest.raises(ValueError, match=words):
+        datasets.load(name, streaming=streaming)
+
+
+def test_imagenet_not_prepared_says_what_to_fetch(tmp_path):
+    with pytest.raises(datasets.DatasetNotPrepared, match=(
+            r"imagenet2012 is not prepared as array_record in .*put ILSVRC2012_img_train.tar and "
+            r"ILSVRC2012_img_val.tar .*downloads/manual.*tfds.builder\('imagenet2012'")):
+        datasets.load("imagenet", str(tmp_path))
 
 
 @pytest.mark.parametrize("name, data_dir", [("mnist", "given"), ("cifar10", "given"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asgd.workloads import models
+from asgd.workloads import models, resnet
 
 
 def _count(name, shape, **kwargs):
@@ -68,7 +68,7 @@ def _convolve(x, kernel):
 
 
 @pytest.fixture(scope="module")
-def resnet():
+def resnet20():
     model = models.create("resnet20", num_classes=10)
     rng = np.random.default_rng(0)
     x = rng.normal(0.3, 2.0, size=(6, 8, 8, 3)).astype(np.float32)
@@ -78,8 +78,8 @@ def resnet():
     return model, variables, x
 
 
-def test_training_puts_out_this_batch_own_statistics(resnet):
-    model, variables, x = resnet
+def test_training_puts_out_this_batch_own_statistics(resnet20):
+    model, variables, x = resnet20
 
     def apply(variables):
         return model.apply(variables, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
@@ -98,8 +98,8 @@ def test_training_puts_out_this_batch_own_statistics(resnet):
     jax.tree.map(np.testing.assert_array_equal, found, again)
 
 
-def test_evaluation_uses_the_statistics_given(resnet):
-    model, variables, x = resnet
+def test_evaluation_uses_the_statistics_given(resnet20):
+    model, variables, x = resnet20
     apply = jax.jit(lambda v: model.apply(v, x, train=False))
     halved = {**variables, "batch_stats": jax.tree.map(lambda s: s / 2, variables["batch_stats"])}
     assert not np.allclose(apply(variables), apply(halved))
@@ -107,7 +107,7 @@ def test_evaluation_uses_the_statistics_given(resnet):
 
 @pytest.mark.parametrize("channels, stride", [(8, 1), (16, 2)])
 def test_shortcut_keeps_even_pixels_and_pads_channels(channels, stride):
-    block = models._BasicBlock(channels, stride)
+    block = resnet._BasicBlock(channels, stride)
     x = np.random.default_rng(1).normal(size=(2, 6, 6, 8)).astype(np.float32)
     shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x, False))
     variables = {"params": jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes["params"]),
@@ -121,14 +121,14 @@ def test_shortcut_keeps_even_pixels_and_pads_channels(channels, stride):
 
 def test_strided_convolution_is_centred_on_the_shortcut_pixels():
     x = np.random.default_rng(2).normal(size=(1, 6, 6, 2)).astype(np.float32)
-    convolution = models._conv(4, 2, "conv")
+    convolution = resnet._conv(4, 3, 2, "conv")
     variables = convolution.init(jax.random.key(0), x)
     expected = _convolve(x, np.asarray(variables["params"]["kernel"]))[:, ::2, ::2]
     np.testing.assert_allclose(convolution.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_resnet_convolutions_start_he_normal(resnet):
-    model, _, x = resnet
+def test_resnet_convolutions_start_he_normal(resnet20):
+    model, _, x = resnet20
     kernel = jax.jit(lambda: model.init(jax.random.key(0), x, train=False)["params"][
         "stage2_block2"]["conv1"]["kernel"])()
     assert kernel.shape == (3, 3, 64, 64)
@@ -136,8 +136,8 @@ def test_resnet_convolutions_start_he_normal(resnet):
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="one of cnn, mlp, resnet20, transformer, not 'resnet50'"):
-        models.create("resnet50", num_classes=10)
+    with pytest.raises(ValueError, match="one of cnn, mlp, resnet20, resnet50, transformer, not 'vit'"):
+        models.create("vit", num_classes=10)
     with pytest.raises(ValueError, match="'mlp' has no option 'width'; it may be hidden"):
         models.create("mlp", num_classes=10, width=3)
     with pytest.raises(ValueError, match="'cnn' has no option 'hidden'; it may be none"):

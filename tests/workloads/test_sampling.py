@@ -1,5 +1,7 @@
 """The sample stream: permutations, purity, and hardsync against one big batch."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -120,6 +122,18 @@ def test_samples_split_by_label():
     # The first agent has the lowest labels there are.
     lowest = np.sort(labels)[:20]
     assert sorted(labels[np.unique(rows[:, 0])]) == lowest.tolist()
+
+
+def test_the_order_of_large_data_is_kept_for_few_passes():
+    number = 2**18
+    sampler = EventSampler(number, number, seed=8)
+    tracemalloc.start()
+    try:
+        for event in range(20):
+            sampler.indices(np.array([event]))
+        assert tracemalloc.get_traced_memory()[0] < 10 * 4 * number
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("fields, words", [
