@@ -12,15 +12,12 @@ from typing import Any, Optional, Sequence
 
 from tqdm import tqdm
 
+from asgd.training.fields import FREE
 from launch.sweep_points import Point, SweepError
 
 RESULT = "result.json"
 LOG = "log.txt"
 INTERRUPTED = (130, 143)  # Exit codes after which the same command goes on.
-
-# Fields that change how a run is executed, but not what it computes.
-_FREE = ("emulation.num_devices", "emulation.backend", "emulation.layout", "emulation.waves_per_call",
-         "dataset.data_dir", "checkpoint.keep")
 
 
 def result(folder: pathlib.Path, point: Point) -> Optional[dict[str, Any]]:
@@ -41,7 +38,7 @@ def result(folder: pathlib.Path, point: Point) -> Optional[dict[str, Any]]:
         old = {}
     new = _flat(point.config)
     for field in sorted(old.keys() & new.keys()):
-        if old[field] != new[field] and field not in _FREE and not field.startswith("plan."):
+        if old[field] != new[field] and field not in FREE and not field.startswith("plan."):
             raise SweepError(f"{folder} was run with {field}={old[field]!r}, which is now {new[field]!r}:"
                              " give another --workdir, or delete that folder")
     return found

@@ -142,7 +142,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Whatever Orbax's writers raise.
-            what = " ".join(f"{error}".split())[:200]
+            what = " ".join(f"{error}".split())[-160:]  # Why comes last.
             raise OSError(f"a checkpoint in {self._checkpointer.directory} could not be written, those "
                           f"before it are kept: {what}") from error
 

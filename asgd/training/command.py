@@ -47,9 +47,9 @@ def parser(config: Any) -> Callable[[list[str]], list[str]]:
         except flags.Error as error:
             fail(2, f"{argv[0]}: {_without_traceback(str(error))}")
         except Exception as error:  # A config file may raise anything.
-            name = str(error).strip("\"'")
-            if isinstance(error, (AttributeError, KeyError)) and re.fullmatch(r"[\w.]+", name):
-                fail(2, f"{argv[0]}: --config has no field {name!r}; configs/default.py has them all")
+            named = re.fullmatch(r"\W*([\w.]+)\W*(n?Did you mean .*)?", str(error), re.DOTALL)
+            if named and isinstance(error, (AttributeError, KeyError)):
+                fail(2, f"{argv[0]}: --config has no field {named[1]!r}; configs/default.py has them all")
             fail(2, f"{argv[0]}: --config: {type(error).__name__}: {error}")
         _check_workdir(argv[0])
         return rest
@@ -72,8 +72,9 @@ def _check_workdir(program):
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     if not flags.FLAGS.workdir or not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        fail(2, f"{program}: --workdir={flags.FLAGS.workdir!r} must be a directory that can be written to, or "
-                f"be made{f': {place} is not one' if flags.FLAGS.workdir else ''}")
+        why = f": {place} is not one" if flags.FLAGS.workdir else ""
+        fail(2, f"{program}: --workdir={flags.FLAGS.workdir!r} must be a directory that can be written to, "
+                f"or be made{why}")
 
 
 def run(argv: list[str], do: Callable[[], None]) -> None:
@@ -83,7 +84,8 @@ def run(argv: list[str], do: Callable[[], None]) -> None:
     from asgd.training import distributed, interruption, validation
     from asgd.workloads import datasets
 
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step it takes.
+    # Orbax tells every step that it takes, and tracebacks of what it raises anyway.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     log = logging.getLogger("asgd")
     log.setLevel(logging.INFO if distributed.is_first() else logging.ERROR)
     log.addHandler(logging.StreamHandler())

@@ -144,6 +144,10 @@ def check_every_field(config: Any) -> None:
         fields.check_text(config, name)
     for name, (check, bounds) in _TUPLES.items():
         check(config, name, **bounds)
+    known = {*_ONE_OF, *_INTEGERS, *_NUMBERS, *_BOOLS, *_TEXTS, *_TUPLES}
+    for name in names(config):
+        if name not in known:
+            raise ConfigError(f"{name} is no field: configs/default.py has them all")
 
 
 def names(config: Any) -> Iterator[str]:

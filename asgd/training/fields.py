@@ -10,6 +10,13 @@ from asgd.cluster.checks import short, show
 LARGEST = 2**31 - 1  # Of integers: what counts gradients is an int32.
 
 
+# Fields that change how a run is executed, but not what it computes.
+FREE = ("emulation.num_devices", "emulation.backend", "emulation.layout", "emulation.waves_per_call",
+        "dataset.data_dir", "dataset.streaming", "dataset.read_threads", "dataset.prefetch",
+        "checkpoint.every_gradients", "checkpoint.every_seconds", "checkpoint.keep",
+        "checkpoint.allow_changes")
+
+
 class ConfigError(ValueError):
     """A field of the config that cannot be used; exit code 2."""
 

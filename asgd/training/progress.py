@@ -142,12 +142,13 @@ class Progress:
             before = np.concatenate([found.losses if found else np.zeros(0), culprit.losses[:-1]])
             line = self.step - len(self._losses)  # Where the first line begins that is not written.
             self._write_checkpoint(event, culprit.before, before[len(before) - (event - line):])
-        what = ("the loss is" if not np.isfinite(loss) else
-                "parameters are not finite after its update, the loss was")
-        leaf = culprit.leaf and f"params{culprit.leaf}"
+        where = run.where(event)
+        what = (f"loss is {loss} at {where}" if not np.isfinite(loss) else
+                f"parameters are not finite after {where}, whose loss is {loss}")
+        leaf = f"params{culprit.leaf}" if culprit.leaf else "none"
         raise nonfinite.NonFiniteError(
-            f"{run.where(event)}: {what} {loss}; first leaf that is not finite: {leaf or 'none'}; "
-            f"checkpoint {event} is from before it", event, culprit.leaf) from None
+            f"{what}; first leaf that is not finite then: {leaf}; checkpoint {event} is from before it",
+            event, culprit.leaf) from None
 
     def close(self) -> None:
         """Stops what runs, and waits until everything is written."""

@@ -12,14 +12,9 @@ from etils import epath
 import filelock
 
 from asgd.training import distributed
-from asgd.training.fields import ConfigError
+from asgd.training.fields import FREE, ConfigError
 
 log = logging.getLogger("asgd")
-# They change how a run is executed, but not what it computes.
-_FREE = ("emulation.num_devices", "emulation.backend", "emulation.layout", "emulation.waves_per_call",
-         "dataset.data_dir", "dataset.streaming", "dataset.read_threads", "dataset.prefetch",
-         "checkpoint.every_gradients", "checkpoint.every_seconds", "checkpoint.keep",
-         "checkpoint.allow_changes")
 
 
 def workdir_path(name: Any) -> epath.Path:
@@ -76,7 +71,7 @@ def check_unchanged(config: Any, path: epath.Path) -> None:
         raise ConfigError(f"workdir: {path} cannot be read ({error}): choose a new workdir") from None
     new = _flat(json.loads(config.to_json()))
     changed = [name for name in sorted(old.keys() | new.keys())
-               if old.get(name) != new.get(name) and name not in _FREE
+               if old.get(name) != new.get(name) and name not in FREE
                and not name.startswith("plan.")]
     if changed:
         was = ", ".join(f"{name}={old.get(name)!r}, now {new.get(name)!r}" for name in changed)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from asgd.workloads.resnet import ResNet20, ResNet50
 from asgd.workloads.transformer import Transformer
@@ -26,6 +25,7 @@ class MLP(nn.Module):
         ValueError: When applied with a width below 1.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> model = MLP(num_classes=10, hidden=(32,))
         >>> init = lambda key: model.init(key, jnp.zeros([1, 8, 8, 1]), train=False)
         >>> params = jax.eval_shape(init, jax.random.key(0))

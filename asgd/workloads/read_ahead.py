@@ -22,7 +22,7 @@ class ReadAhead:
 
     Args:
         read: Function from a number to a row, a dict of arrays; called in several threads.
-        threads: Rows read side by side; 0 reads only what is asked for.
+        threads: Rows read side by side, at most `prefetch`; 0 reads only what is asked for.
         prefetch: Rows read ahead; 0 likewise.
 
     Raises:

@@ -3,6 +3,7 @@
 import io
 import json
 import resource
+import tracemalloc
 import zipfile
 
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -169,6 +170,16 @@ def test_archives_that_pretend(folder, little_memory, name, member):
     assert not readers.check("trace", readers.zipped(members), folder)
 
 
+def test_no_memory_for_what_is_not_there(folder):
+    members = {**readers.unzipped(GOOD["trace"]), "worker.npy": header((10**7,))}
+    tracemalloc.start()
+    try:
+        assert not readers.check("trace", readers.zipped(members), folder)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("make", [
     encrypted,
     lambda members: readers.zipped(members, zipfile.ZIP_BZIP2),
@@ -204,7 +215,8 @@ def test_arrays_that_passed_or_raised_something_else(folder, kind, name, array, 
 
 
 @pytest.mark.parametrize("kind, text, message", [
-    ("csv", "worker,read_version\n99999999999999999999,0\n", "worker at row 0 is '9*'; it must be within int32"),
+    ("csv", "worker,read_version\n99999999999999999999,0\n",
+     "worker at row 0 is '9*'; it must be within int32"),
     ("csv", "worker,read_version\n2147483647,0\n", "num_workers must be at most 1000000, not 2147483648"),
     ("csv", f"worker,read_version\n{'a' * 1000},0\n", r"worker at row 0 is 'a{99}\.\.\.; it must be an int"),
     ("csv", "worker,read_version\n" + "1" * 200_000, "is not a CSV file: field larger than field limit"),

@@ -12,11 +12,15 @@ import io
 import pathlib
 import sys
 import tempfile
-import zipfile
-
-import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+if __name__ == "__main__":
+    import atheris
+
+    with atheris.instrument_imports(include=["asgd", "csv", "json", "numpy", "zipfile"]):
+        import asgd.cluster  # Now, as only first imports are instrumented.
+import zipfile  # noqa: E402
+
 from asgd.cluster import Trace, averaging, averaging_schedule, graphs, schedules  # noqa: E402
 
 GRAPH = graphs.two_cliques(6, bridge_delay=2)
@@ -24,7 +28,7 @@ CSV = b"worker,read_version,applied,finish_time\n0,0,true,1.5\n1,0,0,2e0\n"
 DELAYS = b"round,agent,neighbor,delay\n0,2,3,1\n1,3,2,2\n"
 READERS = {
     # kind: what reads a file of it, and where a good one comes from.
-    "trace": (Trace.load, Trace([0, 1, 0], [0, 0, 1], metadata={"protocol": {"protocol": "asynchronous"}}).save),
+    "trace": (Trace.load, Trace([0, 1, 0], [0, 0, 1], metadata={"protocol": {"protocol": "ssp"}}).save),
     "gossip": (schedules.GossipSchedule.load,
                schedules.random_matchings(schedules.constant(GRAPH), 3, 0).save),
     "averaging": (averaging_schedule.AveragingSchedule.load, averaging.cyclic(2, 4, 2).save),
@@ -68,12 +72,6 @@ def unzipped(content: bytes) -> dict[str, bytes]:
 
 
 def main() -> None:
-    import atheris
-
-    with atheris.instrument_imports():
-        import csv  # noqa: F401
-        import json  # noqa: F401
-    atheris.instrument_all()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         good = {kind: good_file(kind, folder) for kind in READERS}

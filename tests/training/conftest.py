@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from asgd.training import checkpoints, loop
+from asgd.training import checkpoints, loop, progress
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def interrupted(monkeypatch):
 
     def run(config, workdir):
         saves = []
-        save, write = checkpoints.Checkpoints.save, loop.MetricsWriter.write
+        save, write = checkpoints.Checkpoints.save, progress.MetricsWriter.write
 
         def save_twice(self, step, *args):
             save(self, step, *args)
@@ -41,7 +41,7 @@ def interrupted(monkeypatch):
 
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             patch.setattr(checkpoints.Checkpoints, "save", save_twice)
-            patch.setattr(loop.MetricsWriter, "write", write_until)
+            patch.setattr(progress.MetricsWriter, "write", write_until)
             loop.train(config, workdir)
         return saves
 

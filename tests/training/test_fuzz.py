@@ -40,7 +40,8 @@ def config_with(changes):
     for name, value in changes.items():
         *groups, last = name.split(".")
         group = functools.reduce(getattr, groups, config)
-        delattr(group, last)  # And with it the type that a value would have to have.
+        if last in group:
+            del group[last]  # And with it the type that a value would have to have.
         setattr(group, last, value)
     return config
 
@@ -121,6 +122,13 @@ def test_files_that_cannot_be_read_are_refused_before_data_are_loaded(name, path
         validation.validate(config_with({name: path, **text}))
 
 
+def test_fields_that_are_none():
+    with pytest.raises(ConfigError, match="^bacth_size is no field: configs/default.py has them all"):
+        validation.validate(config_with({"bacth_size": 8}))
+    with pytest.raises(ConfigError, match="^cluster.workers is no field"):
+        validation.validate(config_with({"cluster.workers": 8}))
+
+
 def test_groups_that_are_missing_or_no_groups():
     config = default.get_config()
     del config.gossip
@@ -185,7 +193,7 @@ def test_a_command_line_is_good_or_refused_in_one_line(monkeypatch, tmp_path, ar
     ("def get_config(:", "--config: SyntaxError: invalid syntax"),
     ("raise ZeroDivisionError('a\\n  b')", "--config: ZeroDivisionError: a b"),
     ("x = 1", "--config: AttributeError: module .* has no attribute 'get_config'"),
-    ("def get_config(): pass", "--config must name a file whose get_config.* returns a ConfigDict.* got None"),
+    ("def get_config(): pass", "--config must name a file whose get_config.* a ConfigDict.* got None"),
     ("def get_config(): return {'a': 1}", "--config must name a file .* got {'a': 1}"),
     ("def get_config(): raise TypeError('a\\n b')", "Error whilst parsing config file: TypeError: a b$"),
     ("def get_config(): return get_config()", "--config: RecursionError"),
@@ -199,6 +207,13 @@ def test_config_files_that_cannot_be_used(monkeypatch, tmp_path, text, message):
     assert re.search(message, err), err
 
 
+@pytest.mark.parametrize("name", ["nope", "plan.targett", "nope.nope", "batchsize"])
+def test_fields_on_the_command_line_that_are_none(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(ROOT)
+    err = refused(["--config=configs/digits.py", f"--workdir={tmp_path}", f"--config.{name}=1"], monkeypatch)
+    assert re.search(f"--config has no field '{name.split('.')[-1]}'; configs/default.py has them", err), err
+
+
 def test_work_directories_that_cannot_be_used(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "nowhere").symlink_to("missing")
@@ -210,3 +225,4 @@ def test_work_directories_that_cannot_be_used(monkeypatch, tmp_path):
     assert not (tmp_path / "a").exists()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     refused(["--config=configs/digits.py", f"--workdir={tmp_path}/a"], monkeypatch)
+    assert run(["--config=configs/digits.py", "--workdir=gs://bucket/a"], monkeypatch)[0] == 0

@@ -9,7 +9,7 @@ import pytest
 
 from asgd import plan as command, simulate, theory
 from asgd.cluster import protocols, timing
-from asgd.training import loop, planning, validation
+from asgd.training import loop, planning, validation, workdir
 from configs import digits
 
 
@@ -85,7 +85,7 @@ def test_curvature_is_measured_where_the_run_is(tmp_path):
     assert later["excess"] < 0.8 * first["excess"]
     # Fields of the plan are none of the run's.
     wanted.plan.target = 0.5
-    validation.check_unchanged(wanted, tmp_path / "config.json")
+    workdir.check_unchanged(wanted, tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("field, value, message", [

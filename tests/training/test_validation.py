@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from asgd.cluster import Trace
-from asgd.training import build, validation
+from asgd.training import build, validation, workdir
 from asgd.training.validation import ConfigError
 
 
@@ -18,7 +18,7 @@ def test_shipped_configs_are_valid(module):
 
 @pytest.mark.parametrize("changes, message", [
     ({"algorithm": "adam"}, "algorithm must be one of sgd, ssgd, asgd.*'adam'"),
-    ({"dataset.name": "imagenet"}, "dataset.name must be one of cifar10, digits, mnist"),
+    ({"dataset.name": "imagenette"}, "dataset.name must be one of cifar10, digits, mnist, imagenet"),
     ({"model.name": "vgg"}, "model.name must be one of .*resnet20"),
     ({"schedule": "linear"}, "schedule must be one of constant, cosine, step"),
     ({"cluster.protocol": "bsp"}, "cluster.protocol must be one of auto"),
@@ -45,7 +45,7 @@ def test_shipped_configs_are_valid(module):
     ({"cluster.slowdown": (1.0,) * 9}, "cluster.slowdown has 9 factors.*num_workers=8"),
     ({"staleness_rule": "square"}, "staleness_rule: .*'square' is unknown; the rules are"),
     ({"staleness_rule": "hinge(1)"}, "staleness_rule: .*hinge takes two numbers"),
-    ({"dataset.augment": True}, "dataset.augment=True is for cifar10, but dataset.name='digits'"),
+    ({"dataset.augment": True}, "dataset.augment=True is for cifar10 and imagenet, but dataset.name='digits'"),
     ({"algorithm": "ssgd", "cluster.protocol": "asynchronous"},
      "algorithm='ssgd' and cluster.protocol='asynchronous' do not fit"),
     ({"algorithm": "asgd", "cluster.protocol": "hardsync"},
@@ -197,7 +197,7 @@ def test_runs_from_before_a_field_was_there_can_be_resumed(tmp_path):
     for name in ("k", "spare_workers", "staleness_bound", "on_late"):
         del old["cluster"][name]
     (tmp_path / "config.json").write_text(json.dumps(old))
-    validation.check_unchanged(config, tmp_path / "config.json")
+    workdir.check_unchanged(config, tmp_path / "config.json")
     config.cluster.k = 2
     with pytest.raises(ConfigError, match=r"\(cluster.k=None, now 2\)"):
-        validation.check_unchanged(config, tmp_path / "config.json")
+        workdir.check_unchanged(config, tmp_path / "config.json")
