@@ -4,9 +4,8 @@ Exit codes: 0 done, 1 a run-time failure, 2 a config or flag that cannot be used
 143 stopped by SIGTERM after a checkpoint: the same command goes on.
 """
 
-import contextlib
 import json
-import sys
+import os
 
 from absl import app
 
@@ -20,12 +19,13 @@ def main(argv):
         from asgd.training import loop
 
         loop.use_compilation_cache()
-        # Standard output is for the last line, whatever libraries print.
-        with contextlib.redirect_stdout(sys.stderr):
-            result = loop.train(_CONFIG.value, _WORKDIR.value)
+        result = loop.train(_CONFIG.value, _WORKDIR.value)
         if distributed.is_first():
-            print(json.dumps(result))
+            print(json.dumps(result), file=last_line, flush=True)
 
+    # Standard output is for the last line, whatever libraries print, those in C++ too.
+    last_line = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     try:
         distributed.initialize()
     except ValueError as error:

@@ -16,7 +16,7 @@ from absl import app, flags
 
 FIGURES = ("overhead", "against", "floor", "profile", "feed", "convolutions", "waves", "memory",
            "growth", "simulation", "startup", "discrepancy", "theory", "critical",
-           "planner", "recording")
+           "planner", "recording", "scaling")
 
 _FIGURES = flags.DEFINE_list("figures", list(FIGURES), "Figures to measure.")
 _OUT = flags.DEFINE_string("out", "runs/benchmarks.json", "Where the results are written.")

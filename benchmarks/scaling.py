@@ -1,4 +1,4 @@
-"""Bytes moved and held per device: the formulas of asgd.emulation.traffic beside compiled programs.
+"""Bytes moved and held per device: formulas of asgd.emulation.traffic beside compiled programs.
 
 Programs are compiled for 2, 4 and 8 emulated devices and, where `libtpu` is installed, for TPU v5e
 slices that need not be there. Columns are bytes on one device, "counted of predicted": what it receives
@@ -6,14 +6,15 @@ from others in a `wave`, besides in a `call`, and `within` a wave each time that
 the number of `collectives` in a wave; the `state` of the cluster. `temporary_MB` is what the program needs
 besides its arguments, and `trees` the same in whole trees of parameters.
 
-`python -m benchmarks.scaling` prints what docs/scaling.md computes from data sheets (benchmarks/slices.py).
+`python -m benchmarks.scaling` prints the time of a wave on machines that are not here, with the formula
+and the data sheets of docs/scaling.md, and how full waves are.
 """
 
 import importlib.util
+import math
 import os
-import re
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,41 +22,45 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh
 
-from asgd.cluster import averaging, graphs, schedules
+import asgd
+from asgd.cluster import averaging, graphs, protocols, schedules, timing
 from asgd.emulation import Emulator, inputs, traffic
 from asgd.emulation.decentralized import GossipEmulator, make_gossip_tx
 from asgd.emulation.driver import Driver, wave_program
 from asgd.emulation.local_steps import AveragingEmulator
 from asgd.emulation.spmd import AXIS, WHOLE, split_axis
 from asgd.emulation.sums import CHUNK
+from asgd.emulation.waves import plan_waves
 from benchmarks import workloads
 from benchmarks.setup import WORKERS, cluster_trace
 
 DEVICES = (8,)
 NUM_ROUNDS = 4
 SLICES = {4: "v5e:2x2", 8: "v5e:2x4"}
+# Assumed on paper: part of the peak that a gradient reaches, seconds of a collective, part of the
+# memory for activations and data. Whole trees that a wave needs, as compiled for 8 chips.
+UTILIZED, LATENCY, FREE, TREES = 0.4, 20e-6, 0.25, 4.0
 CASES = (
-    ("server", "mlp", {}),
-    ("server", "mlp", {"snapshot_dtype": jnp.bfloat16}),
-    ("server", "mlp", {"events_per_device": 2}),
-    ("server", "mlp", {"layout": "replicated"}),
-    ("server", "mlp", {"worker_tx": optax.trace(0.9)}),
-    ("server", "cnn", {}),
-    ("server", "resnet20", {}),
-    ("gossip", "mlp", {}),
-    ("averaging", "mlp", {}),
+    ("server", "mlp", "", {}),
+    ("server", "mlp", "bfloat16 snapshots", {"snapshot_dtype": jnp.bfloat16}),
+    ("server", "mlp", "2 events a device", {"events_per_device": 2}),
+    ("server", "mlp", "replicated", {"layout": "replicated"}),
+    ("server", "mlp", "momentum of workers", {"worker_tx": optax.trace(0.9)}),
+    ("server", "mlp", "8192 wide", {"hidden": (8192, 8192)}),
+    ("server", "cnn", "", {}),
+    ("server", "resnet20", "", {}),
+    ("gossip", "mlp", "", {}),
+    ("averaging", "mlp", "", {}),
 )
-_COLLECTIVE = re.compile(
-    r"= (.*?) (all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)(?:-done)?\((.*)")
-_ARRAY = re.compile(r"([a-z]+)(\d*)\[([\d,]*)\]")
 
 
 def rows(options: Any) -> Iterator[dict[str, Any]]:
     """Compiles and counts the rows of the table."""
-    for topology, model, more in CASES:
+    for topology, model, name, more in CASES:
         if model not in options.models:
             continue
-        work = workloads.make(model, NUM_ROUNDS * WORKERS)
+        more = dict(more)
+        work = workloads.make(model, NUM_ROUNDS * WORKERS, hidden=more.pop("hidden", (256, 256)))
         size = sum(x.nbytes for x in jax.tree.leaves(work.params))
         for devices in (2, 4, 8):
             if devices > options.devices:
@@ -64,52 +69,24 @@ def rows(options: Any) -> Iterator[dict[str, Any]]:
                     importlib.util.find_spec("libtpu"))):
                 driver = make(topology, work, devices, **more)
                 compiled = compile_for(driver, work.loss, compiler)
-                found = counted(compiled.as_text())
+                found = traffic.counted(compiled.as_text())
                 expected = predicted(topology, work, driver, **more)
                 memory = compiled.memory_analysis()
-                yield {"topology": topology, "model": model, "options": shown(more), "devices": devices,
+                yield {"topology": topology, "model": model, "options": name, "devices": devices,
                        "compiler": compiler, **{
-                           name: "{} of {}".format(*(traffic.received(x[name], devices)
+                           part: "{} of {}".format(*(traffic.received(x[part], devices)
                                                      for x in (found, expected)))
-                           for name in ("wave", "call", "within")},
+                           for part in ("wave", "call", "within")},
                        "collectives": f"{len(found['wave'])} of {len(expected['wave'])}",
                        "state": f"{memory.alias_size_in_bytes} of {expected['state']}",
                        "temporary_MB": round(memory.temp_size_in_bytes / 1e6, 3),
                        "trees": round(memory.temp_size_in_bytes / size, 2)}
 
 
-def shown(options: dict[str, Any]) -> str:
-    """Returns options as a cell of a table."""
-    return ", ".join(
-        f"{name}={getattr(value, '__name__', 'momentum' if name == 'worker_tx' else value)}"
-        for name, value in options.items())
-
-
-def counted(hlo: str) -> dict[str, list[traffic.Collective]]:
-    """Finds the operations between devices in the text of a compiled program.
-
-    Returns:
-      Those of a "call", of a "wave" (in the loop over waves) and in loops "within" a wave.
-
-    Example:
-      >>> counted('  %x = (f32[1,2,8]{2,1,0}, bf16[4]{0}) all-to-all(%a, %b), channel_id=1, '
-      ...         'metadata={op_name="jit(program)/shard_map/while/body/all_to_all"}')["wave"]
-      [Collective(kind='all-to-all', num_bytes=72)]
-    """
-    out = {"call": [], "wave": [], "within": []}
-    for shapes, kind, rest in _COLLECTIVE.findall(hlo):
-        num_bytes = sum(  # A bool is a byte.
-            np.prod([int(n) for n in sizes.split(",") if n], dtype=int) * int(bits or 8) // 8
-            for _, bits, sizes in _ARRAY.findall(shapes))
-        where = list(out)[min(rest.count("while/body"), 2)]
-        out[where].append(traffic.Collective(kind, int(num_bytes)))
-    return out
-
-
 def predicted(topology: str, work: workloads.Workload, driver: Driver, events_per_device: int = 1,
               layout: str = "sharded", snapshot_dtype: Any = None,
               worker_tx: Any = optax.identity()) -> dict[str, Any]:
-    """Returns what `counted` should find, and the bytes of the "state", for what `make` makes."""
+    """Returns what `traffic.counted` should find, and the bytes of the "state", for what `make` makes."""
     devices = driver.plan.width // events_per_device
     multiple = 1 if topology == "server" else CHUNK
     params = jax.eval_shape(lambda: work.params)
@@ -169,3 +146,100 @@ def compile_for(driver: Driver, loss: Any, compiler: str = "cpu") -> Any:
     return call.lower(*jax.tree.map(
         lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spmd.sharding(spec)),
         tuple(arguments), jax.tree.broadcast(specs, tuple(arguments)))).compile()
+
+
+class Machine(NamedTuple):
+    """Devices of a data sheet: operations, bytes and bytes of memory a second, and seconds of
+    collectives of (devices, bytes of the result on a device)."""
+
+    name: str
+    flops: float
+    memory: float
+    bandwidth: float
+    exchange: Callable[[int, float], float]
+    all_reduce: Callable[[int, float], float]
+
+
+def tpu_v5e(link: float = 50e9) -> Machine:
+    """A square mesh of chips with links of so many bytes a second each way; 256 are a torus."""
+    def ways(devices):
+        return 2 if devices == 256 else 1  # A ring has two ways across.
+
+    def exchange(devices, size):  # Half of what half of the devices have crosses the middle.
+        return devices * size / 4 / (math.isqrt(devices) * ways(devices) * link)
+
+    def all_reduce(devices, size):  # Along both axes at once.
+        return 2 * size * (devices - 1) / devices / (2 * ways(devices) * link)
+
+    return Machine("TPU v5e", 197e12, 16e9, 819e9, exchange, all_reduce)
+
+
+def h100(name: str, between: float, inside: float = 450e9) -> Machine:
+    """Hosts of 8 GPUs; bytes a second of a GPU each way, to other hosts and to its own host's."""
+    def exchange(devices, size):
+        return size / devices * max(7 / inside, (devices - 8) / between)
+
+    def all_reduce(devices, size):  # Hosts reduce first: an eighth a GPU goes between them.
+        return 2 * size * (7 / 8 / inside + (1 - 8 / devices) / 8 / between)
+
+    return Machine(name, 989e12, 80e9, 3.35e12, exchange, all_reduce)
+
+
+def resnet50() -> list[Any]:
+    """Returns the shapes of ResNet-50's parameters."""
+    shapes, inputs = [(7, 7, 3, 64), (64,), (64,)], 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            for kernel in [(1, 1, inputs, width), (3, 3, width, width), (1, 1, width, 4 * width),
+                           *[(1, 1, inputs, 4 * width)] * (block == 0)]:
+                shapes += [kernel, kernel[-1:], kernel[-1:]]
+            inputs = 4 * width
+    return [*shapes, (2048, 1000), (1000,)]
+
+
+def transformer(width: int = 2048) -> list[Any]:
+    """Returns the shapes of a transformer's parameters, 20 blocks."""
+    return [(32_000, width)] + 20 * [(width,), (width, 3 * width), (width, width), (width,),
+                                     (width, 4 * width), (4 * width, width)]
+
+
+def on_paper(machine: Machine, devices: int, model: str, shapes: list[Any], flops: float
+             ) -> dict[str, Any]:
+    """Returns a row: the time of a wave of one event a device, and how many snapshots fit."""
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    size, part = traffic.held(params, 1), traffic.held(params, devices)
+    collectives = traffic.wave(params, devices)
+    gradient = flops / (UTILIZED * machine.flops)
+    exchange = sum(machine.exchange(devices, c.num_bytes) for c in collectives)
+    reduce = machine.all_reduce(devices, size)
+    wave = gradient + exchange + LATENCY * len(collectives) + 10 * size / machine.bandwidth
+    step = gradient + reduce + LATENCY + 3 * size / machine.bandwidth
+    free = (1 - FREE) * machine.memory - TREES * size - part
+    return {"model": model, "machine": machine.name, "devices": devices, **{
+        f"{name}_ms": round(1e3 * seconds, 1) for name, seconds in (
+            ("gradient", gradient), ("exchange", exchange), ("wave", wave), ("all_reduce", reduce))},
+            "exchange_share": round(exchange / wave, 2), "over_synchronous": round(step / wave, 2),
+            "snapshots": max(0, int(free // part))}
+
+
+def filled() -> Iterator[dict[str, Any]]:
+    """Plans waves of asynchronous workers, and tells how full they are: events over places."""
+    for name, compute in (("constant", timing.constant(1.0)), ("gamma, cv 0.5", timing.gamma(1.0, 0.5)),
+                          ("exponential", timing.exponential(1.0))):
+        for workers in (16, 64, 256, 1024):
+            trace = asgd.simulate(protocols.asynchronous(), timing.Timing(compute), workers, 40_000, seed=0)
+            yield {"compute times": name, "workers": workers, **{
+                f"width {width}": round(plan_waves(trace, width).utilization, 3)
+                for width in (8, 16, 64, 256)}}
+
+
+MACHINES = ((tpu_v5e(), (16, 64, 256)), (h100("H100, 400 Gb/s a GPU", 50e9), (8, 16, 64)),
+            (h100("H100, 100 Gb/s a host", 100e9 / 8 / 8), (16, 64)))
+# Operations of a gradient: 3 times 8.2e9 for each of 128 images; 6 a parameter for each of 8192 tokens.
+MODELS = (("ResNet-50", resnet50(), 3 * 8.2e9 * 128), ("transformer", transformer(), 6 * 1.07e9 * 8192))
+
+if __name__ == "__main__":
+    from benchmarks.__main__ import table
+
+    print(table([on_paper(machine, devices, *model) for model in MODELS for machine, numbers in MACHINES
+                 for devices in numbers]), table(list(filled())), sep="\n\n")

@@ -29,7 +29,8 @@ _PROGRAM = pathlib.Path(__file__).parents[1] / "main.py"
 _PATIENCE_SECONDS = 60
 
 
-def start(arguments: list[str], num_processes: int, devices_per_process: int) -> list[subprocess.Popen]:
+def start(arguments: list[str], num_processes: int, devices_per_process: int,
+          program: pathlib.Path = _PROGRAM) -> list[subprocess.Popen]:
     """Starts the processes of a job; number i is the i-th of the list.
 
     The first one has this one's standard output and error; lines of the others begin with their number.
@@ -43,7 +44,7 @@ def start(arguments: list[str], num_processes: int, devices_per_process: int) ->
             distributed.COORDINATOR: address, distributed.NUM_PROCESSES: str(num_processes),
             distributed.PROCESS_ID: str(number), "JAX_NUM_CPU_DEVICES": str(devices_per_process)}
         process = subprocess.Popen(
-            [sys.executable, str(_PROGRAM), *arguments], env=environment,
+            [sys.executable, str(program), *arguments], env=environment,
             stderr=subprocess.PIPE if number else None, text=True, errors="replace")
         if number:
             threading.Thread(target=_copy, args=(process.stderr, number), daemon=True).start()

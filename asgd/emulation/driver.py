@@ -182,7 +182,10 @@ class Driver:
             self._saved, self._specs))
 
     def load(self, arrays: Sequence[Any]) -> Any:
-        """Inverse of :meth:`save`; NumPy arrays may be those of another number of devices."""
+        """Inverse of :meth:`save`; NumPy arrays may be those of another number of devices.
+
+        Arrays that lie on these devices already are not copied, so :meth:`run` uses them up.
+        """
         state = jax.tree.unflatten(jax.tree.structure(self._saved), [
             x if x.shape == like.shape else ring.padded(np.asarray(x), like.shape)
             for x, like in zip(arrays, jax.tree.leaves(self._saved), strict=True)])

@@ -1,4 +1,4 @@
-r"""Bytes that a wave moves between devices and that a device holds, before anything is compiled.
+r"""Bytes that a wave moves between devices and that a device holds: from formulas, and counted.
 
 With D devices, k events a device and :math:`P_D` bytes of a device's parts of all leaves (a leaf of n
 elements has parts of :math:`\lceil n / (D m) \rceil m`, scalars are whole), a wave in the sharded layout
@@ -8,6 +8,7 @@ docs/scaling.md.
 """
 
 import math
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,10 @@ import jax.numpy as jnp
 from asgd.emulation import ring
 from asgd.emulation.server import keep_as
 from asgd.emulation.sums import CHUNK
+
+_COLLECTIVE = re.compile(
+    r"= (.*?) (all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)(?:-done)?\((.*)")
+_ARRAY = re.compile(r"([a-z]+)(\d*)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
@@ -115,6 +120,26 @@ def held(tree: Any, num_devices: int, multiple: int = 1) -> int:
     place = ring.layout("sharded", num_devices, multiple)
     return sum(math.prod(place.part(x.shape)) * x.dtype.itemsize
                for x in jax.tree.leaves(_shapes(tree)))
+
+
+def counted(hlo: str) -> dict[str, list[Collective]]:
+    """Finds the operations between devices in the text of a driver's compiled program.
+
+    Returns:
+      Those of a "call", of a "wave" (in the loop over waves) and in loops "within" a wave.
+
+    Example:
+      >>> counted('  %x = (f32[1,2,8]{2,1,0}, bf16[4]{0}) all-to-all(%a, %b), channel_id=1, '
+      ...         'metadata={op_name="jit(program)/shard_map/while/body/all_to_all"}')["wave"]
+      [Collective(kind='all-to-all', num_bytes=72)]
+    """
+    out = {"call": [], "wave": [], "within": []}
+    for shapes, kind, rest in _COLLECTIVE.findall(hlo):
+        num_bytes = sum(  # A bool is a byte.
+            math.prod(int(n) for n in sizes.split(",") if n) * int(bits or 8) // 8
+            for _, bits, sizes in _ARRAY.findall(shapes))
+        out[list(out)[min(rest.count("while/body"), 2)]].append(Collective(kind, num_bytes))
+    return out
 
 
 def _exchange(leaves, place, num_rows):

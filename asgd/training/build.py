@@ -9,7 +9,7 @@ import optax
 from asgd import transforms
 from asgd.cluster import Trace, simulate, timing
 from asgd.training.cluster_fields import make_protocol
-from asgd.training.fields import get_field
+from asgd.training.fields import LARGEST, get_field
 from asgd.training.server_run import ServerRun
 from asgd.training.validation import (
     AVERAGING_ALGORITHMS,
@@ -136,9 +136,13 @@ def make_timing(config: Any) -> timing.Timing:
 
 def num_gradients(config: Any, num_examples: int) -> Optional[int]:
     """Returns how many gradients a config asks for, or None."""
-    if config.num_gradients is None and config.num_epochs is not None:
-        return int(np.ceil(config.num_epochs * num_examples / config.batch_size))
-    return config.num_gradients
+    if config.num_gradients is not None or config.num_epochs is None:
+        return config.num_gradients
+    number = int(np.ceil(config.num_epochs * num_examples / config.batch_size))
+    if number > LARGEST:
+        raise ConfigError(f"num_epochs={config.num_epochs} are {number} gradients of batch_size="
+                          f"{config.batch_size}, but a run has at most {LARGEST}")
+    return number
 
 
 def updates_at(trace: Trace, epochs: float, num_examples: int, batch_size: int) -> int:
@@ -205,7 +209,7 @@ def make_schedule(config: Any, updates_at: Callable[[float], int], num_updates: 
 
     def warmed(count):
         now = schedule(count) if callable(schedule) else schedule
-        return now * (least + (1 - least) * jnp.minimum(1.0, (count + 1) / warmup))
+        return now * (least + (1 - least) * jnp.minimum(1.0, (count + 1) / float(warmup)))
 
     return warmed
 
@@ -214,5 +218,6 @@ def _drops(config, updates_at, factor):
     drops = {}
     for epoch in config.schedule_epochs:
         update = updates_at(epoch)
-        drops[update] = drops.get(update, 1.0) * factor
+        if update < 2**31:  # Counts are int32.
+            drops[update] = drops.get(update, 1.0) * factor
     return drops

@@ -1,6 +1,6 @@
 """Finds the event that made a run's loss or parameters infinite or not a number."""
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Culprit(NamedTuple):
       event: the first event after which a loss or parameters are not finite.
       leaf: the first leaf that is not finite then, or None.
       before: what is saved of the cluster right before the event.
-      losses: of the events from the checkpoint on that `find` began at, up to the culprit's.
+      losses: of the last events up to the culprit's, at least those since the checkpoint.
     """
 
     event: int
@@ -34,7 +34,7 @@ class Culprit(NamedTuple):
     losses: np.ndarray
 
 
-def find(run: Any, watcher: Any, found: Any, stop: int) -> Optional[Culprit]:
+def find(run: Any, watcher: Any, read: Callable[[], Any], stop: int) -> Optional[Culprit]:
     """Executes the events from a checkpoint on again, and looks after each whether all is finite.
 
     Normal runs look at the losses, and at the parameters where they stop anyway: to look at every
@@ -43,22 +43,21 @@ def find(run: Any, watcher: Any, found: Any, stop: int) -> Optional[Culprit]:
     Args:
       run: the run.
       watcher: its emulator with ``on_nonfinite="watch"``.
-      found: the checkpoint, or None to begin at the beginning.
+      read: reads the checkpoint to begin at, or returns None to begin at the beginning.
       stop: the event after the last one.
 
     Returns:
       The culprit, or None if all is finite.
     """
-    start = found.step if found else 0
-
-    def begin():
-        return watcher.load(found.arrays) if found else watcher.init()
-
-    _, losses, finite = watcher.observed(begin(), start, stop)
+    found = read()
+    start, earlier = (found.step, found.losses) if found else (0, np.zeros(0))
+    state = watcher.load(found.arrays) if found else watcher.init()
+    _, losses, finite = watcher.observed(state, start, stop)
     bad = run.applied(start, stop) & ~np.isfinite(losses) | ~finite.all(1)
     if not bad.any():
         return None
     first = int(np.argmax(bad))
-    before, _ = watcher.run(begin(), start, start + first)
+    # The state was used up.
+    before, _ = watcher.run(watcher.load(read().arrays) if found else watcher.init(), start, start + first)
     return Culprit(start + first, watcher.bad_leaf(finite[first]), watcher.save(before),
-                   losses[:first + 1])
+                   np.concatenate([earlier, losses[:first + 1]]))

@@ -133,13 +133,13 @@ class Progress:
             raise error
         self._checkpoints.wait()
         watcher = run.emulator(*self._initial, self._config, (), on_nonfinite="watch")
-        found = self._checkpoints.newest(watcher.saved())
-        culprit = nonfinite.find(run, watcher, found, stop)
+        culprit = nonfinite.find(
+            run, watcher, lambda: self._checkpoints.newest(watcher.saved()), stop)
         if culprit is None:
             raise error
         event, loss = culprit.event, culprit.losses[-1]
         if event not in self._checkpoints.steps:
-            before = np.concatenate([found.losses if found else np.zeros(0), culprit.losses[:-1]])
+            before = culprit.losses[:-1]
             line = self.step - len(self._losses)  # Where the first line begins that is not written.
             self._write_checkpoint(event, culprit.before, before[len(before) - (event - line):])
         where = run.where(event)

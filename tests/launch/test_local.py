@@ -1,0 +1,114 @@
+"""Jobs of two real processes with two devices each: the bits of one process with four."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from asgd.training import checkpoints, loop
+from launch import local
+
+ROOT = pathlib.Path(__file__).parents[2]
+HERE = pathlib.Path(__file__).parent
+CONFIG = ["--config=configs/digits.py", "--config.num_gradients=120", "--config.model.hidden=(16,)",
+          "--config.log_every=1", "--config.evaluate_every_epochs=0.5",
+          "--config.checkpoint.every_gradients=10"]
+
+
+def job(workdir):
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.local", "--num_processes=2", "--devices_per_process=2", "--",
+         *CONFIG, f"--workdir={workdir}"], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=os.environ | {"ASGD_HEARTBEAT_SECONDS": "5"})
+
+
+def pids_of(number):
+    """The processes with that number in a job of this test, of which the younger one trains."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"ASGD_PROCESS_ID={number}\0".encode() in environment and (
+                os.environ["PYTEST_CURRENT_TEST"].split()[0].encode() in environment):
+            found.append(int(path.name))
+    return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """Digest and metrics of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("alone")
+    done = subprocess.run(
+        [sys.executable, "main.py", *CONFIG, f"--workdir={workdir}", "--config.emulation.num_devices=4"],
+        cwd=ROOT, text=True, capture_output=True, env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"}, timeout=120)
+    return json.loads(done.stdout)["params_digest"], (workdir / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_killed_ends_all_and_the_same_command_goes_on(tmp_path, expected, victim):
+    first = job(tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    while first.poll() is None and not checkpoints.steps_in(tmp_path):
+        time.sleep(0.01)
+    os.kill(pids_of(victim)[-1], signal.SIGKILL)
+    out, err = first.communicate(timeout=60)  # Within a minute.
+    assert first.returncode == 137 and out == ""
+    assert f"launch.local: process {victim} ended with exit code 137; the others end too" in err
+    killed, other = (f"{'[1] ' if number else ''}{ROOT}/main.py: " for number in (victim, 1 - victim))
+    end = "; the same command goes on from the last checkpoint"
+    assert f"{killed}ended by SIGKILL{end}" in err
+    assert f"{other}another process of the job has ended, or cannot be reached, so this one ends too{end}" in err
+
+    again = job(tmp_path)
+    out, err = again.communicate(timeout=120)
+    assert re.search(r"Resumed after [1-9]\d* gradients", err), err
+    assert out.count("\n") == 1 and json.loads(out)["params_digest"] == expected[0]
+    assert metrics.read_bytes() == expected[1]
+    assert len(list(tmp_path.glob("events.out*"))) == 2  # One of each job, not of each process.
+
+
+def test_other_models_and_topologies(tmp_path):
+    sys.path.insert(0, str(HERE))
+    import several_runs
+
+    sys.path.remove(str(HERE))
+    processes = local.start([str(tmp_path / "job")], 2, 2, HERE / "several_runs.py")
+    digests = {}
+    for name, config in several_runs.configs():
+        config.emulation.num_devices = 4
+        digests[name] = loop.train(config, tmp_path / "alone" / name)["params_digest"]
+    assert local.wait(processes) == 0
+    assert json.loads((tmp_path / "job/digests.json").read_text()) == digests
+    for name in digests:
+        one, several = (tmp_path / where / name / "metrics.jsonl" for where in ("alone", "job"))
+        assert one.read_bytes() == several.read_bytes()
+
+
+def test_sigterm_stops_all_at_the_same_event(tmp_path, expected):
+    first = job(tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    while first.poll() is None and not (metrics.exists() and metrics.read_bytes()):
+        time.sleep(0.01)
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 143 and out == ""
+    stops = re.findall(r"main.py: stopped by SIGTERM after (\d+) gradients", err)
+    assert len(stops) == 2 and stops[0] == stops[1]
+    assert (tmp_path / "checkpoints" / stops[0]).exists()
+
+
+def test_a_config_that_is_refused(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.local", "--num_processes=2", "--", *CONFIG,
+         f"--workdir={tmp_path}", "--config.batch_size=0"], cwd=ROOT, text=True, capture_output=True,
+        timeout=120)
+    assert done.returncode == 2 and "batch_size must be" in done.stderr and "Traceback" not in done.stderr
