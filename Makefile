@@ -9,7 +9,7 @@ train: $(VENV)/.installed
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed
-	$(RUN) -m pytest -n 2 --dist worksteal
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) -m pytest -n 2 --dist worksteal
 
 # About an hour; see benchmarks/RESULTS.md.
 bench: $(VENV)/.installed
