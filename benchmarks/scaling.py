@@ -96,7 +96,7 @@ def predicted(topology: str, work: workloads.Workload, driver: Driver, events_pe
     whole, part, snapshot, of_worker = sum(x.nbytes for x in jax.tree.leaves(work.model_state)), *(
         traffic.held(tree, 1 if layout == "replicated" else devices, multiple)
         for tree in (params, kept, worker_state))
-    within, of_all = [], WORKERS * of_worker + whole
+    within = []
     if topology == "server":
         state = part + driver.plan.num_slots * snapshot + WORKERS * of_worker + whole
     elif topology == "gossip":  # This round's and the next; the distance, and rounds so far.

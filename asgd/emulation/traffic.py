@@ -12,7 +12,6 @@ import re
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from asgd.emulation import ring
 from asgd.emulation.server import keep_as
@@ -27,9 +26,9 @@ class Collective(NamedTuple):
     """An operation between devices.
 
     Attributes:
-      kind: "all-to-all" or "all-gather".
-      num_bytes: of its result on one device. Of both kinds a device receives the other devices' parts,
-        ``num_bytes * (D - 1) / D``, and sends as much.
+      kind: "all-to-all" or "all-gather", of which a device receives the other devices' parts,
+        ``num_bytes * (D - 1) / D``; compilers may make others of them.
+      num_bytes: of its result on one device.
     """
 
     kind: str
@@ -57,6 +56,7 @@ def wave(params: Any, num_devices: int, events_per_device: int = 1, *, layout: s
       Collectives.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> params = {"kernel": jnp.zeros((784, 256)), "bias": jnp.zeros(256), "scale": jnp.zeros(())}
       >>> for collective in wave(params, num_devices=4):
       ...     print(*collective)
@@ -90,6 +90,7 @@ def sums(params: Any, num_devices: int, num_rows: int) -> list[Collective]:
     workers is N sums of N rows a measurement.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> sums(jnp.zeros((784, 256)), num_devices=4, num_rows=1)
       [Collective(kind='all-gather', num_bytes=12544)]
     """
@@ -102,8 +103,15 @@ def sums(params: Any, num_devices: int, num_rows: int) -> list[Collective]:
 
 
 def received(collectives: list[Collective], num_devices: int) -> int:
-    """Returns the bytes that a device receives from others in all, and sends to them."""
-    return sum(c.num_bytes for c in collectives) * (num_devices - 1) // num_devices
+    """Returns the bytes that a device receives from others in all, and sends to them.
+
+    Example:
+      >>> received([Collective("all-gather", 400), Collective("all-reduce", 400)], num_devices=4)
+      900
+    """
+    parts = {"all-to-all": 1, "all-gather": 1, "all-reduce": 2, "reduce-scatter": num_devices,
+             "collective-permute": num_devices / (num_devices - 1)}
+    return round(sum(parts[c.kind] * c.num_bytes for c in collectives) * (num_devices - 1) / num_devices)
 
 
 def held(tree: Any, num_devices: int, multiple: int = 1) -> int:
@@ -114,6 +122,7 @@ def held(tree: Any, num_devices: int, multiple: int = 1) -> int:
     and running statistics whole. This is for leaves that grow with the parameters, and for scalars.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> held({"kernel": jnp.zeros((784, 256)), "step": jnp.zeros((), int)}, num_devices=4)
       200708
     """

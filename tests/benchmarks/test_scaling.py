@@ -2,7 +2,6 @@
 
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -34,8 +33,7 @@ OPTIONS = {"": {}, "2 events": {"events_per_device": 2}, "replicated": {"layout"
 
 @pytest.mark.parametrize("topology, devices, name", [
     ("server", 2, ""), ("server", 4, ""), ("server", 8, ""), ("server", 4, "2 events"),
-    ("server", 4, "replicated"), ("server", 2, "momentum"), ("gossip", 2, ""), ("gossip", 8, ""),
-    ("averaging", 4, ""),
+    ("server", 4, "replicated"), ("server", 2, "momentum"), ("gossip", 8, ""), ("averaging", 4, ""),
 ])
 def test_compiled_programs_move_and_hold_what_the_formulas_say(topology, devices, name):
     options = OPTIONS[name]

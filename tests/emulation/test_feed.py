@@ -153,3 +153,58 @@ def test_a_loss_without_data(options):
                        **options)
     assert float(got.params) == -0.25
     assert got.losses.tolist() == [0.5, 0.5, 0.125]
+
+
+def test_a_process_reads_what_its_own_devices_need():
+    """As if the last two of four devices were those of this process."""
+    trace = asgd.simulate(protocols.softsync(2), timing.gamma(1.0, 0.5), 8, 40, 0)
+    asked, expected = [], []
+
+    class Batches:
+        def __call__(self, numbers):
+            asked.append(numbers)
+            return numbers.astype(np.float32)
+
+        def expect(self, numbers):
+            expected.append(numbers)
+
+    emulator = Emulator(lambda p, b: p * b, asgd.average_until_update(optax.sgd(0.1)), jnp.float32(1),
+                        trace, Batches(), num_devices=4, waves_per_call=3)
+    asked.clear()
+    emulator._spmd.local = slice(2, 4)
+    emulator._spmd.put_local = lambda rows: rows
+    first, mine = emulator.plan.first, []
+    for wave in range(emulator.plan.num_waves):
+        mine += list(range(first[wave], first[wave + 1]))[2:4]
+    assert len(mine) <= 40 / 2 and emulator._own_events(0).tolist() == mine
+    begin = emulator.plan.num_waves // 2
+    assert emulator._own_events(begin).tolist() == [e for e in mine if e >= first[begin]]
+    for wave in range(0, emulator.plan.num_waves, 3):
+        _, taken, rows, _ = emulator._prepare(wave, min(wave + 3, emulator.plan.num_waves))
+        # Device by device, wave by wave; places that are not taken hold anything.
+        places = np.flatnonzero(taken[:, 2:].T.ravel())
+        wanted = [first[min(wave + i, len(first) - 1)] + 2 + d for d in range(2) for i in range(3)
+                  if taken[i, 2 + d]]
+        assert rows[places].tolist() == wanted
+    read = np.concatenate(asked)
+    assert set(mine) <= set(read.tolist()) and len(read) <= len(mine) + len(asked)
+    assert emulator._feed.reads_ahead and not expected
+
+
+def test_batches_are_told_once_what_will_be_asked_for():
+    trace = asgd.simulate(protocols.asynchronous(), timing.gamma(1.0, 0.5), 4, 20, 0)
+    expected = []
+
+    class Batches:
+        def __call__(self, numbers):
+            return numbers.astype(np.float32)
+
+        def expect(self, numbers):
+            expected.append(numbers.tolist())
+
+    emulator = Emulator(lambda p, b: p * b, optax.sgd(0.1), jnp.float32(1), trace, Batches(), cuts=[8])
+    state, _ = emulator.run(emulator.init(), 0, 8)
+    emulator.run(state, 8, 20)
+    assert expected == [list(range(20))]
+    emulator.run(emulator.init(), 8, 20)
+    assert expected == [list(range(20)), list(range(8, 20))]
