@@ -122,6 +122,27 @@ def test_checksums_see_every_bit_and_not_the_split(dtype):
         assert checkpoints.checksums({"x": changed}) != expected
 
 
+def test_arrays_are_compared_with_their_checksums(config, tmp_path, monkeypatch, caplog):
+    """Also where the files are as they were written."""
+    checksums = checkpoints.checksums
+    config.num_gradients = 40
+
+    def save(self, step, arrays, *rest):
+        changed = [x + 1 if i == 0 and step == 40 else x for i, x in enumerate(arrays)]
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "checksums", lambda tree: checksums(tree) | (
+                {"00000": checksums({"x": arrays[0]})["x"]}))
+            original(self, step, changed, *rest)
+
+    original = checkpoints.Checkpoints.save
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "save", save)
+        expected = loop.train(config, tmp_path)
+    with caplog.at_level(logging.INFO, "asgd"):
+        assert loop.train(config, tmp_path)["params_digest"] == expected["params_digest"]
+    assert "Checkpoint 40 is damaged, and left out for 20: array 00000 has changed" in caplog.text
+
+
 def test_two_runs_on_one_workdir(config, tmp_path):
     tmp_path.joinpath("run").mkdir()
     with filelock.FileLock(tmp_path / "run/.lock"):
