@@ -2,9 +2,12 @@
 
 import json
 import os
+import time
 from typing import Any
 
 from etils import epath
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from asgd.training.workdir import is_bucket
 
@@ -23,11 +26,9 @@ class MetricsWriter:
 
     def __init__(self, workdir: epath.Path | None, step: int = 0, position: int = 0):
         self.position = position
-        self._file = self._summary = self._whole = None
+        self._file = self._events = self._whole = None
         if workdir is None:
             return
-        from tensorboardX import SummaryWriter
-
         self._path = workdir / "metrics.jsonl"
         if is_bucket(workdir):
             before = self._path.read_bytes() if self._path.exists() else b""
@@ -36,22 +37,28 @@ class MetricsWriter:
             self._path.touch()
             os.truncate(self._path, position)
             self._file = open(self._path, "ab")
-        self._summary = SummaryWriter(os.fspath(workdir), purge_step=step)
+        # Its SummaryWriter writes from a thread, and waits for ever for one that met a full disk.
+        self._events = event_file_writer.EventsWriter(
+            os.fspath(workdir / "events"), filename_suffix=f".{os.getpid()}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        # TensorBoard forgets what was written for later steps.
+        self._events.write_event(event_pb2.Event(step=step + 1, session_log=start))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes one line, at once."""
         line = (json.dumps({"step": step, **values}, allow_nan=False) + "\n").encode()
         self.position += len(line)
-        if self._summary is None:
+        if self._events is None:
             return
         if self._whole is not None:
             self._whole += line
         else:
             self._file.write(line)
             self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._summary.add_scalar(name, value, step)
+        self._events.write_event(event_pb2.Event(
+            wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=[
+                summary_pb2.Summary.Value(tag=name, simple_value=value)
+                for name, value in values.items() if isinstance(value, (int, float))])))
 
     def flush(self) -> None:
         """Makes sure that all lines are where a machine that goes away leaves them."""
@@ -59,10 +66,13 @@ class MetricsWriter:
             self._path.write_bytes(bytes(self._whole))
         elif self._file:
             os.fsync(self._file.fileno())
+        if self._events:
+            self._events.flush()
 
     def close(self) -> None:
+        """Flushes and closes the files."""
         self.flush()
         if self._file:
             self._file.close()
-        if self._summary:
-            self._summary.close()
+        if self._events:
+            self._events.close()

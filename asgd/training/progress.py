@@ -1,5 +1,6 @@
 """How far a run has come: what its next checkpoint, and so the next process, needs to know."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -152,10 +153,9 @@ class Progress:
 
     def close(self) -> None:
         """Stops what runs, and waits until everything is written."""
-        try:
-            self._interruption.close()
-            self._run.close(self.emulator)
-        finally:
-            self._writer.close()
+        with contextlib.ExitStack() as stack:  # All of it, whatever fails.
             if self._checkpoints:
-                self._checkpoints.close()
+                stack.callback(self._checkpoints.close)
+            stack.callback(self._writer.close)
+            stack.callback(self._run.close, self.emulator)
+            stack.callback(self._interruption.close)
