@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 import asgd
 from asgd.cluster import protocols, timing

@@ -26,7 +26,8 @@ import asgd
 from asgd.cluster import averaging, graphs, protocols, schedules, timing
 from asgd.emulation import Emulator, inputs, traffic
 from asgd.emulation.decentralized import GossipEmulator, make_gossip_tx
-from asgd.emulation.driver import Driver, wave_program
+from asgd.emulation.driver import Driver
+from asgd.emulation.program import wave_program
 from asgd.emulation.local_steps import AveragingEmulator
 from asgd.emulation.spmd import AXIS, WHOLE, split_axis
 from asgd.emulation.sums import CHUNK

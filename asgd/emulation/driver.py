@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from asgd.emulation import ring
 from asgd.emulation.feed import Feed
-from asgd.emulation.finite import finite_leaves, finite_rows, first_bad
-from asgd.emulation.gradient import event_gradient, in_own_loop
-from asgd.emulation.rewrite import one_rounding
-from asgd.emulation.spmd import AXIS, WHOLE, Spmd, split_axis
+from asgd.emulation.finite import finite_leaves, first_bad
+from asgd.emulation.program import wave_program
+from asgd.emulation.spmd import WHOLE, Spmd, split_axis
 from asgd.emulation.waves import Waves
 
 _BATCH_BYTES_PER_CALL = 2**25
@@ -181,6 +178,12 @@ class Driver:
             lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._spmd.sharding(spec)),
             self._saved, self._specs))
 
+    def describe(self) -> dict[str, str]:
+        """Returns what :meth:`save` saves: name, type and shape of every array, for any devices."""
+        whole = jax.eval_shape(lambda: self._topology.init(*self._whole, self._model_state))
+        return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}"
+                for path, x in jax.tree_util.tree_leaves_with_path(whole)}
+
     def load(self, arrays: Sequence[Any]) -> Any:
         """Inverse of :meth:`save`; NumPy arrays may be those of another number of devices.
 
@@ -225,74 +228,3 @@ class Driver:
         waves = (np.int32(end - begin), taken.sum(1).astype(np.int32),
                  self._topology.describe(events))
         return first, taken, self._feed.send(events, taken), self._spmd.put(waves, WHOLE)
-
-
-def wave_program(loss: Callable[..., Any], topology: Any, feed: Feed, num_devices: int,
-                 num_parts: int, batched: bool = False, on_nonfinite: str = "stop"):
-    """Returns the program of one call: a loop over waves on one device's share.
-
-    Without ``batched`` a wave has one event a device.
-    """
-    apply_one, observe = topology.apply, topology.observe
-    if on_nonfinite == "skip":
-        apply_one = topology.apply_finite
-    elif on_nonfinite == "watch":
-        def observe(state):
-            return finite_leaves(topology.trained(state), num_parts)
-
-    compute = event_gradient(lambda params, row, key: loss(params, feed.shaped(row), key),
-                             topology.on_worker)
-
-    def program(state, data, rows, constants, plan):
-        key, zero = constants
-        count, *waves = plan
-        apply_to = one_rounding(apply_one, zero)
-        device = lax.axis_index(AXIS) if num_devices > 1 else 0
-        read_rows = feed.reader(data, rows)
-        num_waves, width = waves[1].number.shape
-        per_device = width // num_devices
-
-        def needs(state, number, events):
-            """Returns a function from j to what this device's event j of a wave is made of."""
-            views = topology.views(state, events)
-
-            def need(j):
-                event = ring.read(events, device * per_device + j)
-                return views(j), read_rows(number * per_device + j, event.number), event, key
-
-            return need
-
-        def wave(number, carry):
-            state, sent, losses, observed = carry
-            size, events = ring.read(waves, number)
-            need = needs(state, number, events)
-            if batched:
-                sent = jax.vmap(lambda j: compute(j, *need(j)))(jnp.arange(per_device))
-            else:
-                # Read before the loop, or XLA would fuse where it reads from with what it computes.
-                sent = in_own_loop((device < size).astype(int), compute, need(0), sent)
-            arrived, shown = (topology.collect(sent[2], sent[1]), events), sent[0]
-            if on_nonfinite == "skip":
-                finite = finite_rows(sent)
-                arrived, shown = (*arrived, topology.gather(finite)), jnp.where(finite, shown, jnp.nan)
-
-            def apply(i, state):
-                return apply_to(state, *ring.read(arrived, i))
-
-            state = apply(0, state) if width == 1 else lax.fori_loop(0, size, apply, state)
-            return (state, sent, ring.write(losses, number, shown),
-                    ring.write(observed, number, observe(state)))
-
-        shapes = jax.eval_shape(
-            lambda: compute(0, *needs(state, 0, ring.read(waves[1], 0))(0)))
-        sent = jax.tree.map(lambda s: jnp.zeros((per_device,) + s.shape, s.dtype), shapes)
-        losses = jnp.zeros((num_waves,) + sent[0].shape, sent[0].dtype)
-        observed = ring.repeat(jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(observe, state)), num_waves)
-        state, _, losses, observed = lax.fori_loop(
-            0, count, wave, (state, sent, losses, observed))
-        if num_devices > 1:  # So that every process can look at all of them.
-            losses = lax.all_gather(losses, AXIS, axis=1, tiled=True)
-        return state, (losses, observed)
-
-    return program

@@ -156,6 +156,10 @@ class Recorder:
     def saved(self) -> None:
         """Nothing is known of what is saved, but that all are NumPy arrays."""
 
+    def describe(self) -> dict[str, str]:
+        """Returns name, type and shape of every parameter."""
+        return signature(self._whole)
+
     def load(self, arrays: Sequence[np.ndarray]) -> State:
         """Inverse of :meth:`save`."""
         start, rows = self.init(), len(COLUMNS)

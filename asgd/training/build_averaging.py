@@ -40,7 +40,7 @@ def build(config: Any, task: task_lib.Task, sampler: sampling.EventSampler,
 
 def make_schedule(config: Any, num_examples: int) -> AveragingSchedule:
     """Loads the schedule at ``trace_path``, or makes one for the cluster."""
-    fields, cluster, workers = config.averaging, config.cluster, config.cluster.num_workers
+    fields, workers = config.averaging, config.cluster.num_workers
     wanted = build_server.num_gradients(config, num_examples)
     if config.trace_path:
         try:

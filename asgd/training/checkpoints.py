@@ -11,6 +11,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from asgd.training import distributed
+from asgd.training.fields import ConfigError
 
 log = logging.getLogger("asgd")
 _LOSSES = "losses"
@@ -47,10 +48,11 @@ class Checkpoints:
     Args:
       workdir: the run's directory, an `epath.Path`.
       keep: how many of the newest are kept.
+      arrays: what is saved, from names to types and shapes.
     """
 
-    def __init__(self, workdir: Any, keep: int):
-        self._workdir = workdir
+    def __init__(self, workdir: Any, keep: int, arrays: dict[str, str]):
+        self._workdir, self._arrays = workdir, arrays
         policies = ocp.training
         self._checkpointer = ocp.training.Checkpointer(
             workdir / "checkpoints",
@@ -76,31 +78,35 @@ class Checkpoints:
         with self._named_failure():
             self._checkpointer.wait()
             self._checkpointer.save_async(
-                step, tree, custom_metadata={"progress": progress, "checksums": sums})
+                step, tree, custom_metadata={
+                    "progress": progress, "checksums": sums, "arrays": self._arrays})
 
     def newest(self, like: Optional[list[Any]] = None) -> Optional[Found]:
         """Reads the newest checkpoint that is whole, or returns None if there is none.
 
-        Newer ones are left out with a warning, and removed, as the run will write them again.
+        Newer ones are left out with a warning, and get another name, as the run will write them again.
 
         Args:
           like: shapes and shardings of the arrays that are wanted; NumPy arrays if None.
 
         Raises:
+          ConfigError: when one is whole, but of another model or algorithm.
           ValueError: when there are some, but none can be read.
         """
         damaged = {}
         for step in reversed(self.steps):
             try:
-                found, error = self._read(step, like), "another process cannot read it"
+                found, error = self._read(step, like), ValueError("another process cannot read it")
+            except ConfigError:
+                raise
             except Exception as problem:  # Whatever a damaged file makes the readers raise.
                 found, error = None, problem
             if distributed.all_processes(found is not None):
                 for other, why in damaged.items():
                     log.warning("Checkpoint %d is damaged, and left out for %d: %s", other, step, why)
-                    self._checkpointer.delete(other)
+                    self._set_aside(other)
                 return found
-            damaged[step] = " ".join(f"{error}".split())[:200]
+            damaged[step] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         if damaged:
             step, why = next(iter(damaged.items()))
             raise ValueError(f"no checkpoint in {self._checkpointer.directory} can be read (of {step}: "
@@ -110,6 +116,11 @@ class Checkpoints:
     def _read(self, step, like):
         metadata = self._checkpointer.metadata(step)
         saved = metadata.custom_metadata
+        for name in sorted(saved["arrays"] | self._arrays):
+            was, now = (arrays.get(name, "not there") for arrays in (saved["arrays"], self._arrays))
+            if was != now:
+                raise ConfigError(f"workdir: checkpoint {step} is of another model or algorithm than this "
+                                  f"config's: {name} was {was}, and is {now}: choose a new workdir")
         there = metadata.metadata
         wanted = {name: np.zeros(there[name].shape, there[name].dtype) for name in there
                   if like is None or name == _LOSSES}
@@ -126,6 +137,16 @@ class Checkpoints:
                 raise ValueError(f"array {name} has changed since it was written")
         losses = np.asarray(tree.pop(_LOSSES, np.zeros(0)))
         return Found(step, [tree[name] for name in sorted(tree)], saved["progress"], losses)
+
+    def _set_aside(self, step):
+        folder = self._workdir / "checkpoints"
+        if distributed.is_first():
+            aside = folder / f"{step}.damaged"
+            if aside.exists():
+                aside.rmtree()
+            (folder / str(step)).rename(aside)
+        distributed.wait_for_all(f"set aside {step}")
+        self._checkpointer.reload()
 
     def wait(self) -> None:
         """Waits until everything is written; raises OSError if it could not be."""

@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 from typing import Any, Callable
 
@@ -86,6 +87,9 @@ def run(argv: list[str], do: Callable[[], None]) -> None:
 
     # Orbax tells every step that it takes, and tracebacks of what it raises anyway.
     absl_logging.set_verbosity(absl_logging.FATAL)
+    # And what its threads leave behind when a checkpoint cannot be read.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda unraisable: None
     log = logging.getLogger("asgd")
     log.setLevel(logging.INFO if distributed.is_first() else logging.ERROR)
     log.addHandler(logging.StreamHandler())
@@ -97,6 +101,7 @@ def run(argv: list[str], do: Callable[[], None]) -> None:
     except interruption.Preempted as error:
         fail(143, f"{argv[0]}: {error}")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Once is enough.
         fail(130, f"{argv[0]}: interrupted; the same command goes on from the last checkpoint")
     except Exception as error:
         log.debug("failed", exc_info=True)

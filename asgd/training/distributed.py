@@ -8,7 +8,8 @@ import threading
 from typing import Any
 
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "ASGD_COORDINATOR", "ASGD_NUM_PROCESSES", "ASGD_PROCESS_ID"
-AUTO, HEARTBEAT = "ASGD_DISTRIBUTED", "ASGD_HEARTBEAT_SECONDS"
+AUTO, HEARTBEAT, START = "ASGD_DISTRIBUTED", "ASGD_HEARTBEAT_SECONDS", "ASGD_START_SECONDS"
+LAUNCHER = "ASGD_LAUNCHER_PIPE"  # A file descriptor that says when the launcher is gone.
 
 
 def initialize() -> None:
@@ -21,7 +22,8 @@ def initialize() -> None:
     * Otherwise this process is alone.
 
     A process that hears nothing of another for ``ASGD_HEARTBEAT_SECONDS`` (20) ends, with one clear
-    line and exit code 1.
+    last line and exit code 1; so does one that waited ``ASGD_START_SECONDS`` (300) for the others to
+    start.
 
     Raises:
       ValueError: naming the variable that cannot be used.
@@ -29,12 +31,13 @@ def initialize() -> None:
     arguments = _arguments(os.environ)
     if arguments is None:
         return
-    seconds = _integer(os.environ, HEARTBEAT, 1) if HEARTBEAT in os.environ else 20
+    seconds, start = (_integer(os.environ, name, 1) if name in os.environ else default
+                      for name, default in ((HEARTBEAT, 20), (START, 300)))
     _go_on_in_child()
     import jax
 
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=seconds,
-                               shutdown_timeout_seconds=seconds)
+    jax.distributed.initialize(**arguments, initialization_timeout=start,
+                               heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=seconds)
 
 
 def is_first() -> bool:
@@ -107,6 +110,9 @@ def _go_on_in_child() -> None:
         threading.Thread(target=_end_with_parent, args=(reading,), daemon=True).start()
         return
     os.close(reading)
+    if LAUNCHER in os.environ:
+        launcher = _integer(os.environ, LAUNCHER, 0)
+        threading.Thread(target=_end_with_parent, args=(launcher,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to the child too.
     signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -6,7 +6,6 @@ import logging
 import os
 import pathlib
 import sys
-import time
 from typing import Any
 
 from clu import parameter_overview
@@ -61,6 +60,7 @@ def train(config: Any, workdir: Any) -> dict[str, Any]:
     Raises:
       ConfigError: for a field that cannot be used, before anything is written.
       NonFiniteError: naming event, worker, staleness and leaf; a checkpoint is from before it.
+      FloatingPointError: when only the test loss is not finite.
       Preempted: after SIGTERM, when a checkpoint is written.
       OSError: when something could not be written; what was written before stays.
     """
@@ -69,6 +69,9 @@ def train(config: Any, workdir: Any) -> dict[str, Any]:
     if jax.process_count() > 1:
         config.emulation.num_devices = jax.device_count()
     check_unchanged(config, workdir / "config.json")
+    if config.emulation.backend == "debug" and steps_in(workdir):
+        raise ConfigError("emulation.backend='debug' begins anew, but workdir has checkpoints: choose a new "
+                          "workdir")
     run = build(config)
     run.check_record(workdir / run.record)
     cuts = Cuts(config, run)

@@ -22,6 +22,9 @@ class MetricsWriter:
       step: gradient events that were already logged.
       position: bytes of ``metrics.jsonl`` that are kept; what an interrupted run wrote after
         its last checkpoint is written again.
+
+    Raises:
+      ValueError: when the file has lost some of them.
     """
 
     def __init__(self, workdir: epath.Path | None, step: int = 0, position: int = 0):
@@ -30,9 +33,12 @@ class MetricsWriter:
         if workdir is None:
             return
         self._path = workdir / "metrics.jsonl"
+        size = self._path.stat().length if self._path.exists() else 0
+        if size < position:
+            raise ValueError(f"{self._path} has {size} bytes, but had {position} when the checkpoint was "
+                             "written: put it back, or remove checkpoints/ to begin again")
         if is_bucket(workdir):
-            before = self._path.read_bytes() if self._path.exists() else b""
-            self._whole = bytearray(before[:position])
+            self._whole = bytearray(self._path.read_bytes()[:position] if position else b"")
         else:
             self._path.touch()
             os.truncate(self._path, position)

@@ -160,7 +160,7 @@ def _checkpoint(run, config, workdir):
     workdir = workdir_path(workdir)
     check_unchanged(config, workdir / "config.json")
     emulator = run.emulator(*run.task.init(config.seed), config, [])
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, emulator.describe())
     found = checkpoints.newest(emulator.saved())
     checkpoints.close()
     if not found:

@@ -38,7 +38,7 @@ class Progress:
         self.emulator, self._initial = emulator, initial
         # The plain Python reference is for stepping through, not for runs to come back to.
         self._checkpoints = (None if config.emulation.backend == "debug" else
-                             Checkpoints(workdir, config.checkpoint.keep))
+                             Checkpoints(workdir, config.checkpoint.keep, emulator.describe()))
         found = self._checkpoints and self._checkpoints.newest(self.emulator.saved())
         self.step = found.step if found else 0
         self.state = self.emulator.load(found.arrays) if found else self.emulator.init()
@@ -153,9 +153,9 @@ class Progress:
 
     def close(self) -> None:
         """Stops what runs, and waits until everything is written."""
-        with contextlib.ExitStack() as stack:  # All of it, whatever fails.
+        with contextlib.ExitStack() as stack:  # All of it, whatever fails, the last one first.
+            stack.callback(self._interruption.close)
             if self._checkpoints:
                 stack.callback(self._checkpoints.close)
             stack.callback(self._writer.close)
             stack.callback(self._run.close, self.emulator)
-            stack.callback(self._interruption.close)

@@ -1,7 +1,6 @@
 """Refuses a config before anything expensive starts, naming the field and what it may be."""
 
 import importlib.util
-import json
 import logging
 from typing import Any
 
@@ -15,8 +14,6 @@ from asgd.training.fields import (
     ConfigError,
     check_file,
     check_integer,
-    check_number,
-    check_one_of,
     get_field,
     short,
 )

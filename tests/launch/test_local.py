@@ -12,6 +12,7 @@ import time
 import pytest
 
 from asgd.training import checkpoints, loop
+from asgd.workloads import models
 from launch import local
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,6 +53,33 @@ def expected(tmp_path_factory):
     return json.loads(done.stdout)["params_digest"], (workdir / "metrics.jsonl").read_bytes()
 
 
+def ended(code):
+    """A process that ends with an exit code, or by a signal if it is negative."""
+    how = f"os._exit({code})" if code >= 0 else f"os.kill(os.getpid(), {-code})"
+    process = subprocess.Popen([sys.executable, "-c", f"import os; {how}"])
+    process.wait()
+    return process
+
+
+@pytest.mark.parametrize("codes, expected", [
+    ([0, 0], 0), ([0, 1], 1), ([-9, 0], 137), ([0, 143], 143), ([143, 143], 143), ([-15, -15], 143), ([2, 2], 2)])
+def test_the_exit_code_is_that_of_who_failed_first(codes, expected):
+    assert local.wait([ended(code) for code in codes]) == expected
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="finds the processes in /proc")
+def test_without_launcher_nobody_goes_on(tmp_path):
+    first = job(tmp_path)
+    while first.poll() is None and len(pids_of(0)) + len(pids_of(1)) < 4:
+        time.sleep(0.01)
+    first.kill()
+    first.communicate(timeout=30)
+    deadline = time.monotonic() + 30
+    while pids_of(0) + pids_of(1) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not pids_of(0) + pids_of(1)
+
+
 @pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="finds the processes in /proc")
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_killed_ends_all_and_the_same_command_goes_on(tmp_path, expected, victim):
@@ -78,11 +106,12 @@ def test_one_killed_ends_all_and_the_same_command_goes_on(tmp_path, expected, vi
     assert len(list(tmp_path.glob("events.out*"))) == 2  # One of each job, not of each process.
 
 
-def test_other_models_and_topologies(tmp_path):
-    sys.path.insert(0, str(HERE))
+def test_other_models_and_topologies(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
     import several_runs
 
-    sys.path.remove(str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setitem(models._MODELS, "cnn", models._MODELS["cnn"])  # Put back afterwards.
     processes = local.start([str(tmp_path / "job")], 2, 2, HERE / "several_runs.py")
     digests = {}
     for name, config in several_runs.configs():

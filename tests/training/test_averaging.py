@@ -116,17 +116,6 @@ def test_same_bits_on_several_devices_and_replayed(config, tmp_path):
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
 
 
-def test_resumes_with_the_same_bits(config, tmp_path, interrupted):
-    config.momentum = 0.5
-    config.averaging.outer_momentum = 0.3
-    config.checkpoint.every_gradients = 40
-    expected = loop.train(config, tmp_path / "a")
-    assert interrupted(config, tmp_path / "b") == [40, 80]
-    config.emulation.num_devices = 2
-    assert loop.train(config, tmp_path / "b")["params_digest"] == expected["params_digest"]
-    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
-
-
 def test_linear_scaling_and_its_warm_up(config):
     """D.3: the rate times n, reached linearly from the rate itself."""
     config.averaging.linear_scaling = True

@@ -83,6 +83,7 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before(config, finished, d
     assert "Resumed after 40 gradients" in caplog.text
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
     assert checkpoints.steps_in(workdir) == [20, 40, 60]
+    assert (workdir / "checkpoints/60.damaged").exists()
 
 
 def test_an_unfinished_checkpoint_does_not_count(config, finished, caplog):
@@ -140,7 +141,7 @@ def test_arrays_are_compared_with_their_checksums(config, tmp_path, monkeypatch,
         expected = loop.train(config, tmp_path)
     with caplog.at_level(logging.INFO, "asgd"):
         assert loop.train(config, tmp_path)["params_digest"] == expected["params_digest"]
-    assert "Checkpoint 40 is damaged, and left out for 20: array 00000 has changed" in caplog.text
+    assert "Checkpoint 40 is damaged, and left out for 20: ValueError: array 00000 has changed" in caplog.text
 
 
 def test_two_runs_on_one_workdir(config, tmp_path):
@@ -166,9 +167,26 @@ def test_a_changed_config_needs_permission(config, finished, caplog):
     assert "Goes on with another config: learning_rate=0.1, now 0.2" in caplog.text
     assert "Resumed after 40 gradients" in caplog.text
     assert json.loads((workdir / "config.json").read_text())["learning_rate"] == 0.2
-    # What happened when cannot change in the middle.
+    # Nor can parameters be others, nor what happened when, in the middle of a run.
+    config.model.hidden = (32,)
+    with pytest.raises(ConfigError, match=r"Dense_0'\]\['bias'\] was float32\[16\], and is float32\[32\]"):
+        loop.train(config, workdir)
+    config.model.hidden = (16,)
     config.cluster.num_workers = 5
     with pytest.raises(ConfigError, match="goes on with the one that it began with"):
+        loop.train(config, workdir)
+
+
+def test_metrics_that_are_gone_are_not_made_up(config, finished):
+    _, workdir = finished
+    metrics = workdir / "metrics.jsonl"
+    size = metrics.stat().st_size
+    os.truncate(metrics, size - 1)
+    with pytest.raises(ValueError, match=f"metrics.jsonl has {size - 1} bytes, but had {size} when"):
+        loop.train(config, workdir)
+    assert metrics.stat().st_size == size - 1
+    config.emulation.backend = "debug"
+    with pytest.raises(ConfigError, match="workdir has checkpoints"):
         loop.train(config, workdir)
 
 

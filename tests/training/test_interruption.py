@@ -50,6 +50,7 @@ def test_it_goes_on_where_it_stopped(config, tmp_path, stop_at, algorithm):
     # Agents stop between rounds only.
     assert algorithm != "dsgd" or not any(step % 4 for step in reached)
     stop_at(1000)
+    config.emulation.num_devices = 2
     assert loop.train(config, tmp_path / "run")["params_digest"] == whole["params_digest"]
     first, other = (tmp_path / name / "metrics.jsonl" for name in ("whole", "run"))
     assert first.read_bytes() == other.read_bytes()
@@ -68,7 +69,7 @@ def test_the_end_is_the_end(config, tmp_path, stop_at):
 
 def test_the_debug_backend_stops_without_a_checkpoint(config, tmp_path, stop_at):
     config.emulation.backend = "debug"
-    config.num_gradients = 2
+    config.num_gradients = 3
     config.evaluate_every_epochs = 0.0112
     stop_at(1)
     with pytest.raises(interruption.Preempted, match="goes on from 0"):
