@@ -41,10 +41,10 @@ def compare(config: Any, workdir: pathlib.Path, algorithms: list[str],
     Raises:
       ConfigError: for a field or an algorithm that cannot be used, before anything runs.
     """
-    from asgd.training import loop, validation
+    from asgd.training import fields, loop, validation
     from asgd.training.build import make_task, make_trace, read_trace
 
-    validation.check_one_of(config, "algorithm", validation.ALGORITHMS)
+    fields.check_one_of(config, "algorithm", validation.ALGORITHMS)
     validation.validate(config)
     if not algorithms:
         raise validation.ConfigError("--algorithms must name at least one")
@@ -52,7 +52,7 @@ def compare(config: Any, workdir: pathlib.Path, algorithms: list[str],
     for algorithm, rate in itertools.product(algorithms, rates or [config.learning_rate]):
         replay = config.copy_and_resolve_references()
         replay.mode, replay.algorithm, replay.learning_rate = "emulate", algorithm, rate
-        validation.check_one_of(replay, "algorithm", validation.ALGORITHMS)
+        fields.check_one_of(replay, "algorithm", validation.ALGORITHMS)
         validation.validate(replay)
         replays[f"{algorithm}-{rate!r}"] = replay
 

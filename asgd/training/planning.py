@@ -14,6 +14,7 @@ from asgd.theory import on_trace, planner
 from asgd.training import validation
 from asgd.training.build import build, make_timing, read_trace
 from asgd.training.checkpoints import Checkpoints
+from asgd.training.fields import check_number
 from asgd.training.workdir import check_unchanged, workdir_path
 from asgd.transforms import rule_from_text
 
@@ -80,27 +81,17 @@ def _check(config):
     if config.algorithm not in validation.ALGORITHMS:
         raise validation.ConfigError(f"algorithm={config.algorithm!r} has no plan: it must be one of "
                                      f"{', '.join(validation.ALGORITHMS)}")
-    for name in ("plan.target", "plan.condition", "learning_rate"):
-        validation.check_number(config, name, above=0)
-    validation.check_number(config, "plan.target", below=1)
-    validation.check_number(config, "plan.batches", least=2)
-    validation.check_number(config, "plan.gradients", least=0)
-    if not fields.workers or any(isinstance(n, bool) or not isinstance(n, int) or n < 1
-                                 for n in fields.workers):
-        raise validation.ConfigError(f"plan.workers must hold integers of at least 1, got "
-                                     f"{tuple(fields.workers)}")
+    check_number(config, "learning_rate", above=0)
+    if not fields.workers:
+        raise validation.ConfigError("plan.workers must hold integers of at least 1, got ()")
     for name in fields.protocols:
         if name not in CHOICES:
             raise validation.ConfigError(f"plan.protocols must be among {', '.join(CHOICES)}, got {name!r}")
     if not fields.protocols:
         raise validation.ConfigError("plan.protocols must name at least one protocol")
-    if len(fields.eigenvalues) not in (0, 2) or any(
-            isinstance(h, bool) or not isinstance(h, (int, float)) for h in fields.eigenvalues):
+    if len(fields.eigenvalues) not in (0, 2):
         raise validation.ConfigError("plan.eigenvalues must be the largest and the smallest, or () to "
                                      f"estimate them, got {tuple(fields.eigenvalues)}")
-    for name in ("plan.excess", "plan.noise"):
-        if config.plan[name[5:]] is not None:
-            validation.check_number(config, name, least=0)
 
 
 def _clock(config):
