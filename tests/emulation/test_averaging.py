@@ -145,7 +145,7 @@ def test_same_bits_on_any_number_of_devices(own_pace):
             tree_loss, optax.adam(0.01), TREE, batches, worker_tx=optax.clip_by_global_norm(1.0),
             outer_tx=optax.sgd(0.7, 0.9, nesterov=True), **how, **options)
 
-    other = dict(num_devices=8) if own_pace else dict(
+    other = dict(num_devices=2) if own_pace else dict(
         num_devices=4, backend="pmap", waves_per_call=5)
     jax.tree.map(np.testing.assert_array_equal, run(**other), run())
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from configs import digits
 import pytest
 
 from asgd.training import checkpoints, loop
@@ -47,10 +48,11 @@ def pids_of(number):
 def expected(tmp_path_factory):
     """Digest and metrics of one process with four devices."""
     workdir = tmp_path_factory.mktemp("alone")
-    done = subprocess.run(
-        [sys.executable, "main.py", *CONFIG, f"--workdir={workdir}", "--config.emulation.num_devices=4"],
-        cwd=ROOT, text=True, capture_output=True, env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"}, timeout=120)
-    return json.loads(done.stdout)["params_digest"], (workdir / "metrics.jsonl").read_bytes()
+    config = digits.get_config()
+    config.update(num_gradients=120, log_every=1, evaluate_every_epochs=0.5)
+    config.model.hidden = (16,)
+    config.emulation.num_devices = 4
+    return loop.train(config, workdir)["params_digest"], (workdir / "metrics.jsonl").read_bytes()
 
 
 def ended(code):

@@ -100,7 +100,6 @@ def test_every_algorithm_learns_by_its_schedule_and_replays_it(config, tmp_path,
 def test_a_run_too_short_for_a_merge(config, tmp_path, algorithm):
     config.algorithm = algorithm
     config.num_gradients = 5
-    config.emulation.num_devices = 2
     result = loop.train(config, tmp_path / "a")
     assert result["gradients"] == 5 and "discrepancy" not in result
     config.trace_path = str(tmp_path / "a/schedule.npz")
