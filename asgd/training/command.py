@@ -82,6 +82,14 @@ def run(argv: list[str], do: Callable[[], None]) -> None:
     """Does it, or fails with one line."""
     if len(argv) > 1:
         fail(2, f"{argv[0]}: unexpected argument {argv[1]!r}; settings are --config.name=value")
+    try:
+        _run(argv, do)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Once is enough.
+        fail(130, f"{argv[0]}: interrupted; the same command goes on from the last checkpoint")
+
+
+def _run(argv, do):
     from asgd.training import distributed, interruption, validation
     from asgd.workloads import datasets
 
@@ -100,9 +108,6 @@ def run(argv: list[str], do: Callable[[], None]) -> None:
         fail(2, f"{argv[0]}: {error}")
     except interruption.Preempted as error:
         fail(143, f"{argv[0]}: {error}")
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Once is enough.
-        fail(130, f"{argv[0]}: interrupted; the same command goes on from the last checkpoint")
     except Exception as error:
         log.debug("failed", exc_info=True)
         fail(1, f"{argv[0]}: {type(error).__name__}: {error}")

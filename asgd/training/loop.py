@@ -67,6 +67,9 @@ def train(config: Any, workdir: Any) -> dict[str, Any]:
     name, workdir = str(workdir), workdir_path(workdir)
     validate(config)
     if jax.process_count() > 1:
+        if config.mode == "record":
+            raise ConfigError("mode='record' and a job of several processes do not fit: recorder='ray' has "
+                              "workers on many machines")
         config.emulation.num_devices = jax.device_count()
     check_unchanged(config, workdir / "config.json")
     if config.emulation.backend == "debug" and steps_in(workdir):
