@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ["--config=configs/digits.py", "--config.num_gradients=400", "--config.model.hidden=(16,)",
           "--config.evaluate_every_epochs=2.0", "--config.log_every=3", "--config.algorithm=dc_asgd_a",
           "--config.momentum=0.5", "--config.cluster.softsync_n=4"]
-KILLS = 20
+KILLS = 10
 
 
 def start(workdir, *flags, devices="1"):
@@ -43,8 +43,9 @@ def is_written(checkpoints):
     return checkpoints.exists() and any("tmp" in path.name for path in checkpoints.iterdir())
 
 
-def test_killed_at_random_moments(tmp_path, expected):
-    dice, killed, while_writing = random.Random(0), 0, 0
+@pytest.mark.parametrize("seed", [0, 1])  # So 20 moments, for two processes of tests.
+def test_killed_at_random_moments(tmp_path, expected, seed):
+    dice, killed, while_writing = random.Random(seed), 0, 0
     # Checkpoints so often that a kill now and then meets one, and progress in spite of all kills.
     flags = ["--config.checkpoint.every_gradients=7"]
     while killed < KILLS:
@@ -63,7 +64,7 @@ def test_killed_at_random_moments(tmp_path, expected):
         process.communicate()
         killed += 1
         while_writing += is_written(checkpoints)
-    assert while_writing >= 3
+    assert while_writing >= 1
     # The last ones go on with another number of devices, and other checkpoints.
     process = start(tmp_path, "--config.emulation.num_devices=2",
                     "--config.checkpoint.every_gradients=100", devices="2")
