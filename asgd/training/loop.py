@@ -90,13 +90,11 @@ def train(config: Any, workdir: Any) -> dict[str, Any]:
         distributed.wait_for_all("checked")
         progress = Progress(config, workdir, run, emulator, initial)
         try:
-            result = _go_on(config, run, cuts, progress, initial[0])
+            return _go_on(config, run, cuts, progress, initial[0], name)
         finally:
             progress.close()
-    return {**result, "workdir": name}
 
-
-def _go_on(config, run, cuts, progress, params):
+def _go_on(config, run, cuts, progress, params, name):
     first = distributed.is_first()
     emulator, state = progress.emulator, progress.state
     if first:
@@ -133,6 +131,7 @@ def _go_on(config, run, cuts, progress, params):
         "gradients": run.num_events,
         **{"updates": None, "virtual_time": None,
            "gradients_per_second": round(run.num_events / progress.seconds, 1), **run.totals},
+        "workdir": name,
         "params_digest": params_digest(emulator.params(state)),
     }
 
