@@ -139,6 +139,7 @@ class Gossip(Workers):
 
         The running statistics and the state of what is done to whole gradients then stay.
         """
+        before = state.model_state
         if finite is not None:
             arrived = self._where_finite(finite, state, arrived, event)
         (gradient, worker_state), statistics = arrived
@@ -159,6 +160,8 @@ class Gossip(Workers):
         new_opt_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype),
                                      new_opt_state, opt_state)
         state = self.keep_statistics(state, event.worker, statistics, self._decay)
+        if finite is not None:
+            state = state._replace(model_state=_choose(finite, state.model_state, before))
         first = event.write_slot - event.worker
         distance = lax.fori_loop(
             0, event.round_ends.astype(int),
@@ -174,13 +177,8 @@ class Gossip(Workers):
 
     def _where_finite(self, finite, state, arrived, event):
         (gradient, worker_state), statistics = arrived
-        def choose(new, old):
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-
-        worker_state = choose(worker_state, ring.read(state.worker_state, event.worker))
-        if state.model_state is not None:
-            statistics = choose(statistics, ring.read(state.model_state, event.worker))
-        return (choose(gradient, jax.tree.map(jnp.zeros_like, gradient)), worker_state), statistics
+        worker_state = _choose(finite, worker_state, ring.read(state.worker_state, event.worker))
+        return (_choose(finite, gradient, jax.tree.map(jnp.zeros_like, gradient)), worker_state), statistics
 
     def observe(self, state: GossipState) -> jax.Array:
         """Returns the consensus distance, which changes when a round ends."""
@@ -236,6 +234,10 @@ class Gossip(Workers):
         elementwise.check_elementwise(
             self.tx, self._params,
             {"past_params": self._num_rows, "past_grads": self._num_rows}, self._extras())
+
+
+def _choose(finite, new, old):
+    return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
 
 def _sums_to_trace(tree):

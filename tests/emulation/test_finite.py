@@ -103,6 +103,26 @@ def test_agents_mix_without_them(x64, num_devices):
     np.testing.assert_array_equal(np.isnan(losses), ~np.isfinite(b))
 
 
+def test_statistics_of_agents_stay(x64):
+    schedule = schedules.constant(graphs.ring(3))
+    b = np.ones(6)
+    b[4] = np.nan  # Agent 1 in round 1.
+
+    def with_statistics(params, batch):
+        return batch * params["w"], {"s": 0.3 * batch}
+
+    emulator = GossipEmulator(with_statistics, make_gossip_tx(optax.sgd(RATE), "dsgd"),
+                              {"w": jnp.array(1.0)}, schedule, 2, b, on_nonfinite="skip",
+                              model_state={"s": jnp.array(0.1)}, model_state_decay=0.7)
+    state, _ = emulator.run(emulator.init())
+    once = 0.7 * 0.1 + (1 - 0.7) * 0.3
+    twice = 0.7 * once + (1 - 0.7) * 0.3
+    found = emulator.model_state(state)["s"]
+    np.testing.assert_allclose(found, [twice, once, twice], rtol=1e-15)
+    after_a_round, _ = emulator.run(emulator.init(), 0, 3)
+    assert found[1] == emulator.model_state(after_a_round)["s"][1]
+
+
 @pytest.mark.parametrize("num_devices, layout", [(1, "sharded"), (2, "sharded"), (2, "replicated")])
 def test_watching_tells_event_and_leaf(num_devices, layout):
     trace = asgd.simulate(protocols.asynchronous(), timing.gamma(1.0, 0.7), 3, 12, 0)
